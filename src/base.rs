@@ -1,0 +1,13 @@
+//! Floor 0: what every stage stands on and nothing of the domain.
+
+pub mod backoff;
+pub mod clock;
+pub mod error;
+pub mod mailbox;
+pub mod metrics;
+pub mod redact;
+pub mod shutdown;
+pub mod systemd;
+pub mod thread;
+
+pub use error::{Context, Error, Kind, Result};

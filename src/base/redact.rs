@@ -1,0 +1,50 @@
+//! Secrets: held in a type that does not print, and cut out of URIs before anything is said about them.
+
+pub use secrecy::{ExposeSecret, SecretString};
+
+/// `uri` with the user and password replaced: `rtsp://***@host/path`. Text that is no URI comes back as it is.
+///
+/// The authority ends at the first `/`, `?` or `#`; but a password typed unescaped may contain one, so when an `@`
+/// follows in the path all before the last `@` of the whole text is taken for credentials.
+pub fn uri(uri: &str) -> String {
+    let Some((scheme, rest)) = uri.split_once("://") else { return uri.to_owned() };
+    if scheme.eq_ignore_ascii_case("file") || scheme.eq_ignore_ascii_case("v4l2") {
+        return uri.to_owned();
+    }
+    let rest = match rest.rsplit_once('@') {
+        Some((_, host)) => format!("***@{host}"),
+        None => rest.to_owned(),
+    };
+    // Cameras also take credentials in the query (`?user=…&pwd=…`); none of it is needed to know which camera it is.
+    match rest.split_once('?') {
+        Some((path, _)) => format!("{scheme}://{path}?***"),
+        None => format!("{scheme}://{rest}"),
+    }
+}
+
+/// `text` with every occurrence of each secret (of three bytes or more) replaced by `***`.
+pub fn text(text: &str, secrets: &[&SecretString]) -> String {
+    let long_enough = secrets.iter().map(|secret| secret.expose_secret()).filter(|secret| secret.len() >= 3);
+    long_enough.fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_leave_a_uri() {
+        assert_eq!(uri("rtsp://admin:s3cr3t@10.0.0.2:554/h264"), "rtsp://***@10.0.0.2:554/h264");
+        assert_eq!(uri("rtsp://admin:p@ss/w?rd@cam/h264"), "rtsp://***@cam/h264");
+        assert_eq!(uri("http://cam/snap?user=a&pwd=s3cr3t"), "http://cam/snap?***");
+        assert_eq!(uri("rtsp://cam/main"), "rtsp://cam/main");
+        assert_eq!(uri("file:///media/a@b.mp4"), "file:///media/a@b.mp4");
+        assert_eq!(uri("no uri"), "no uri");
+    }
+
+    #[test]
+    fn secrets_leave_a_text() {
+        let secret = SecretString::from("s3cr3t");
+        assert_eq!(text("PLAY with s3cr3t", &[&secret]), "PLAY with ***");
+    }
+}

@@ -1,0 +1,196 @@
+//! Floor 2: the configuration. `raw` reads the file and collects every fault; what comes out is checked and whole.
+//!
+//! Each stage receives its own struct from here, never the whole `Config`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::base::redact::SecretString;
+use crate::types::{CameraId, Prompt};
+
+/// The whole checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The model.
+    pub model: ModelConfig,
+    /// The cameras, at least one.
+    pub cameras: Vec<CameraConfig>,
+    /// Where annotated frames go.
+    pub output: OutputConfig,
+    /// The broker; `None`: nothing is published.
+    pub mqtt: Option<MqttConfig>,
+    /// The log.
+    pub log: LogConfig,
+}
+
+/// Which model, on what, in what precision.
+#[derive(Clone, Debug)]
+pub struct ModelConfig {
+    /// Where the weights come from.
+    pub source: ModelSource,
+    /// `auto`, `cpu` or `cuda:N`.
+    pub device: Device,
+    /// The weights' type in memory.
+    pub dtype: Dtype,
+    /// The answer's bound in tokens.
+    pub max_new_tokens: usize,
+    /// Threads that run the model; they share the weights.
+    pub workers: usize,
+    /// Detections below this score (0..1) are dropped and reported.
+    pub min_score: f32,
+}
+
+/// Where a model comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A repository on the hub, at a revision (branch, tag or commit; `None`: `main`).
+    Hub {
+        /// `owner/name`.
+        id: String,
+        /// Branch, tag or commit.
+        revision: Option<String>,
+    },
+    /// A snapshot folder.
+    Folder(PathBuf),
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The NVIDIA GPU of this number.
+    Cuda(usize),
+}
+
+/// The weights' type in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// The best for the device.
+    Auto,
+    /// 32-bit floats: exact.
+    F32,
+    /// 16-bit floats.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// One camera or file.
+#[derive(Clone, Debug)]
+pub struct CameraConfig {
+    /// Its name.
+    pub id: CameraId,
+    /// `rtsp:// rtsps:// http:// https:// file:// v4l2://`, without credentials.
+    pub uri: String,
+    /// Files start anew at their end.
+    pub looped: bool,
+    /// What is asked.
+    pub prompt: Prompt,
+    /// Time between looks.
+    pub interval: Duration,
+    /// For RTSP and HTTP.
+    pub username: Option<String>,
+    /// For RTSP and HTTP.
+    pub password: Option<SecretString>,
+    /// A disabled camera is not opened.
+    pub enabled: bool,
+}
+
+/// Every sink; several may run at once.
+#[derive(Clone, Debug, Default)]
+pub struct OutputConfig {
+    /// Annotated frames as JPEG files.
+    pub snapshots: Option<SnapshotConfig>,
+    /// Annotated video file per camera.
+    pub file: Option<FileConfig>,
+    /// RTSP server.
+    pub rtsp: Option<RtspConfig>,
+    /// `gst-launch` fragments.
+    pub custom: Vec<CustomConfig>,
+}
+
+/// A folder of JPEG files with retention.
+#[derive(Clone, Debug)]
+pub struct SnapshotConfig {
+    /// `DIR/<camera>/<time>.jpg`.
+    pub dir: PathBuf,
+    /// At most so many files per camera.
+    pub keep: usize,
+    /// At most this age.
+    pub keep_for: Duration,
+}
+
+/// A fragmented MP4 file.
+#[derive(Clone, Debug)]
+pub struct FileConfig {
+    /// Path in which `{camera}` stands for the camera's id.
+    pub path: String,
+}
+
+/// An RTSP server: `rtsp://ADDRESS/<camera>`.
+#[derive(Clone, Copy, Debug)]
+pub struct RtspConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+}
+
+/// A `gst-launch` fragment fed with raw video; one per camera, `{camera}` stands for its id.
+#[derive(Clone, Debug)]
+pub struct CustomConfig {
+    /// The fragment, ending in a sink element.
+    pub pipeline: String,
+}
+
+/// The broker.
+#[derive(Clone, Debug)]
+pub struct MqttConfig {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// User name.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<SecretString>,
+    /// First level(s) of every topic.
+    pub topic_prefix: String,
+    /// QoS of `detections`: 0, 1 or 2.
+    pub qos: u8,
+    /// `Some`: the connection is encrypted.
+    pub tls: Option<TlsConfig>,
+    /// Client id; a unique one by default.
+    pub client_id: String,
+}
+
+/// Encryption of the broker connection.
+#[derive(Clone, Debug)]
+pub struct TlsConfig {
+    /// PEM file of the authority to trust; `None`: the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// The log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Least level: `error warn info debug trace`.
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// journald where the service manager connects it, text elsewhere.
+    Auto,
+    /// Lines for a person.
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// The journal, with fields.
+    Journald,
+}

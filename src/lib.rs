@@ -1,0 +1,11 @@
+//! palisade: a video detection daemon. Cameras in, PaliGemma detections out over MQTT.
+//!
+//! The floors and the one-way flow between them are drawn in `ARCHITECTURE.md`; `tests/layering.rs` holds them.
+
+pub mod base;
+pub mod config;
+pub mod model;
+pub mod mqtt;
+pub mod sink;
+pub mod source;
+pub mod types;

@@ -1,0 +1,1 @@
+//! Floor 3: detections and states are published.

@@ -1,0 +1,46 @@
+//! Floor 3: annotated frames go out. One thread and one short queue per sink: a slow or failing one drops its own
+//! frames, counts them, and disturbs nothing else.
+
+pub mod snapshot;
+pub mod video;
+
+mod fanout;
+
+use std::sync::Arc;
+
+use image::RgbImage;
+
+use crate::base::clock::Utc;
+use crate::base::error::Result;
+use crate::types::CameraId;
+
+pub use fanout::Fanout;
+
+/// An annotated picture on its way out. Clones share the pixels.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// Whose picture it is.
+    pub camera: CameraId,
+    /// When it was taken.
+    pub captured: Utc,
+    /// The analysed frame with boxes and labels drawn.
+    pub image: Arc<RgbImage>,
+}
+
+/// A place for annotated pictures. Called from one thread of its own; may block that one.
+pub trait Sink: Send + 'static {
+    /// A short name for logs and counters: `snapshots`, `file`, `rtsp`, `custom-0`.
+    fn name(&self) -> &str;
+
+    /// Takes one picture.
+    ///
+    /// # Errors
+    /// The picture is then counted as failed; the next one is offered all the same.
+    fn write(&mut self, picture: &Picture) -> Result<()>;
+
+    /// Ends all output: files are complete and readable after this. Called once, last.
+    ///
+    /// # Errors
+    /// When something could not be written to its end.
+    fn finish(&mut self) -> Result<()>;
+}

@@ -1,0 +1,1 @@
+//! Annotated frames as video.

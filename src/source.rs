@@ -1,0 +1,1 @@
+//! Floor 3: a camera or file becomes frames.

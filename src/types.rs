@@ -1,0 +1,11 @@
+//! Floor 1: the nouns of the domain. None of them knows a wire format.
+
+mod camera;
+mod detection;
+mod frame;
+mod prompt;
+
+pub use camera::{CameraId, CameraState, CameraStatus};
+pub use detection::{Answer, Box01, Detection, Finish, PixelBox, Rejected};
+pub use frame::{Frame, Looked, TimeSource};
+pub use prompt::{Prompt, slug};

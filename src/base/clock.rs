@@ -33,7 +33,7 @@ impl Utc {
     /// The local wall-clock time for a person: `2026-11-23 15:03:07`.
     pub fn local(self) -> String {
         match jiff::Timestamp::from_millisecond(self.millis) {
-            Ok(time) => time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+            Ok(time) => time.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
             Err(_) => self.to_string(),
         }
     }

@@ -2,12 +2,53 @@
 //!
 //! Each stage receives its own struct from here, never the whole `Config`.
 
+mod raw;
+mod reader;
+mod uri;
+
+use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::base::redact::SecretString;
 use crate::types::{CameraId, Prompt};
+
+pub use raw::is_hub_id;
+pub use reader::Fault;
+
+/// Every fault of a configuration file, with the file's name. `Display` is one line per fault.
+#[derive(Debug)]
+pub struct Faults {
+    /// The file.
+    pub file: PathBuf,
+    /// At least one.
+    pub list: Vec<Fault>,
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> =
+            self.list.iter().map(|fault| format!("{}:{}: {}", self.file.display(), fault.line, fault.message)).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for Faults {}
+
+impl Config {
+    /// Reads and checks a file; secrets may also come from the process's environment.
+    ///
+    /// # Errors
+    /// Every fault found, not only the first.
+    pub fn load(file: &Path) -> Result<Self, Faults> {
+        let faults = |list| Faults { file: file.to_owned(), list };
+        let text =
+            std::fs::read_to_string(file).map_err(|error| faults(vec![Fault { line: 1, message: format!("cannot be read: {error}") }]))?;
+        raw::parse(&text, &|name| std::env::var(name).ok()).map_err(faults)
+    }
+}
 
 /// The whole checked configuration.
 #[derive(Clone, Debug)]
@@ -66,6 +107,34 @@ pub enum Device {
     Cuda(usize),
 }
 
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("cuda:").map(str::parse)) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            ("cuda", _) => Ok(Self::Cuda(0)),
+            (_, Some(Ok(number))) => Ok(Self::Cuda(number)),
+            _ => Err(format!("is {text:?}; must be auto, cpu or cuda:N")),
+        }
+    }
+}
+
+impl FromStr for Dtype {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::NAMES.iter().find(|(name, _)| *name == text).map(|(_, dtype)| *dtype);
+        found.ok_or_else(|| format!("is {text:?}; must be one of {}", Self::NAMES.map(|(name, _)| name).join(", ")))
+    }
+}
+
+impl Dtype {
+    /// Every type with its name in the file and on the command line.
+    pub const NAMES: [(&'static str, Self); 4] = [("auto", Self::Auto), ("f32", Self::F32), ("f16", Self::F16), ("bf16", Self::Bf16)];
+}
+
 /// The weights' type in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
@@ -92,12 +161,25 @@ pub struct CameraConfig {
     pub prompt: Prompt,
     /// Time between looks.
     pub interval: Duration,
+    /// Which frames are decoded.
+    pub decode: Decode,
     /// For RTSP and HTTP.
     pub username: Option<String>,
     /// For RTSP and HTTP.
     pub password: Option<SecretString>,
     /// A disabled camera is not opened.
     pub enabled: bool,
+}
+
+/// Which frames of a stream are decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decode {
+    /// The source chooses.
+    Auto,
+    /// Only those that stand by themselves.
+    Keyframes,
+    /// Every one.
+    All,
 }
 
 /// Every sink; several may run at once.

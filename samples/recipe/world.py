@@ -14,6 +14,7 @@ usage: python world.py OUT.png [COUNT]      a contact sheet of random scenes wit
 """
 
 import functools
+import math
 import random
 import sys
 from dataclasses import dataclass
@@ -152,9 +153,35 @@ def draw_things(image, things):
         elif thing.label != "bird":
             dark = shadow().resize((int(pixel_w * 1.1), max(3, int(pixel_h * 0.16))))
             image.paste((20, 20, 28), (x - int(pixel_w * 0.05), y + pixel_h - int(dark.height * 0.6)), dark)
-        picture = sprite(thing.label, thing.mirrored).resize((pixel_w, pixel_h), Image.Resampling.BICUBIC)
-        image.paste(picture, (x, y), picture)
+        paste_exactly(image, thing)
     return image
+
+
+def paste_exactly(image, thing):
+    """Paste a sprite at fractions of a pixel, so that what moves slowly moves smoothly."""
+    width, height = image.size
+    margin = 12  # source pixels, more than one pixel of the smallest drawing
+    picture = sprite(thing.label, thing.mirrored)
+    padded = padded_sprite(thing.label, thing.mirrored, margin)
+    left, top = math.floor(thing.left * width), math.floor(thing.top * height)
+    right, bottom = math.ceil(thing.right * width), math.ceil(thing.bottom * height)
+    per_x, per_y = picture.width / (thing.width * width), picture.height / (thing.height * height)
+    source = (
+        margin + (left - thing.left * width) * per_x,
+        margin + (top - thing.top * height) * per_y,
+        margin + (right - thing.left * width) * per_x,
+        margin + (bottom - thing.top * height) * per_y,
+    )
+    drawn = padded.resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=source)
+    image.paste(drawn, (left, top), drawn)
+
+
+@functools.cache
+def padded_sprite(label, mirrored, margin):
+    picture = sprite(label, mirrored)
+    canvas = Image.new("RGBA", (picture.width + 2 * margin, picture.height + 2 * margin), (0, 0, 0, 0))
+    canvas.paste(picture, (margin, margin))
+    return canvas
 
 
 def draw_pole(image, light):

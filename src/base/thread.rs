@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn a_thread_past_the_deadline_is_left_behind() {
         let (hold, held) = std::sync::mpsc::channel::<()>();
-        let thread = spawn("stuck", move || drop(held.recv())).unwrap();
+        let thread = spawn("stuck", move || _ = held.recv()).unwrap();
         assert!(!thread.join_until(Instant::now()));
         drop(hold);
     }

@@ -1,0 +1,380 @@
+//! From the file's text to the checked configuration; every rule about a key stands here, beside the key.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::de::DeTable;
+
+use crate::base::redact::SecretString;
+use crate::config::reader::{At, Document, Fault, Section};
+use crate::config::uri::{self, Located};
+use crate::config::{
+    CameraConfig, Config, CustomConfig, Decode, Device, Dtype, FileConfig, LogConfig, LogFormat, ModelConfig, ModelSource, MqttConfig,
+    OutputConfig, RtspConfig, SnapshotConfig, TlsConfig,
+};
+use crate::types::{CameraId, Prompt};
+
+const DAY: f64 = 86_400.0;
+
+/// Reads an environment variable; a parameter so that tests need not touch the process's own.
+pub(super) type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
+
+/// Checks the whole text.
+///
+/// # Errors
+/// Every fault found, in order of line.
+pub(super) fn parse(text: &str, env: Env<'_>) -> Result<Config, Vec<Fault>> {
+    let document = Document::new(text);
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        document.syntax(error.span().map_or(0, |span| span.start), error.message());
+    }
+    let mut root = Section::root(&document, &table);
+    let model = model(root.section("model"));
+    let cameras = cameras(&mut root, env);
+    let output = output(root.section("output"), cameras.len());
+    let config = Config { model, cameras, output, mqtt: mqtt(root.section("mqtt"), env), log: log(root.section("log")) };
+    root.finish();
+    match document.into_faults() {
+        faults if faults.is_empty() => Ok(config),
+        faults => Err(faults),
+    }
+}
+
+fn model(mut section: Section<'_, '_>) -> ModelConfig {
+    let id = section.text("id");
+    let path = section.text("path");
+    let revision = section.text("revision");
+    let source = match (id, path) {
+        (Some(id), None) => hub_source(&section, id, revision),
+        (None, Some(path)) => {
+            if let Some(revision) = revision {
+                section.fault("revision", revision.offset, "has no meaning beside path; it picks a version on the hub");
+            }
+            ModelSource::Folder(path.value.into())
+        }
+        (Some(_), Some(path)) => {
+            section.fault("path", path.offset, "stands beside model.id; must be one of the two");
+            ModelSource::Folder(path.value.into())
+        }
+        (None, None) => {
+            if !section.holds("path") {
+                section.missing("id", "a hub id such as \"google/paligemma2-3b-mix-224\", or path a snapshot folder");
+            }
+            ModelSource::Folder(PathBuf::new())
+        }
+    };
+    let config = ModelConfig {
+        source,
+        device: device(&mut section),
+        dtype: section.choice("dtype", &Dtype::NAMES, Dtype::Auto),
+        max_new_tokens: section.integer("max_new_tokens", 1..=1024, 100) as usize,
+        workers: section.integer("workers", 1..=64, 1) as usize,
+        min_score: section.number("min_score", 0.0..=1.0, 0.0) as f32,
+    };
+    section.finish();
+    config
+}
+
+fn hub_source(section: &Section<'_, '_>, id: At<String>, revision: Option<At<String>>) -> ModelSource {
+    let (name, at) = match id.value.split_once('@') {
+        Some((name, revision)) => (name.to_owned(), Some(revision.to_owned())),
+        None => (id.value.clone(), None),
+    };
+    if !is_hub_id(&name) {
+        section.fault("id", id.offset, &format!("is {:?}; must be owner/name as on the hub; a folder goes into path", id.value));
+    }
+    ModelSource::Hub { id: name, revision: revision.map(|revision| revision.value).or(at) }
+}
+
+/// Whether a text has the form `owner/name` of a hub repository.
+pub fn is_hub_id(text: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '-'])
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    };
+    text.split_once('/').is_some_and(|(owner, name)| part(owner) && part(name))
+}
+
+fn device(section: &mut Section<'_, '_>) -> Device {
+    let Some(text) = section.text("device") else { return Device::Auto };
+    match text.value.parse() {
+        Ok(device) => device,
+        Err(message) => {
+            section.fault("device", text.offset, &message);
+            Device::Auto
+        }
+    }
+}
+
+fn cameras(root: &mut Section<'_, '_>, env: Env<'_>) -> Vec<CameraConfig> {
+    let sections = root.sections("camera");
+    if sections.is_empty() {
+        root.missing("camera", "at least one [[camera]] with id, uri and prompt");
+    }
+    let mut ids = BTreeSet::new();
+    sections.into_iter().filter_map(|section| camera(section, &mut ids, env)).collect()
+}
+
+fn camera(mut section: Section<'_, '_>, ids: &mut BTreeSet<CameraId>, env: Env<'_>) -> Option<CameraConfig> {
+    let id = camera_id(&mut section, ids);
+    let location = location(&mut section);
+    let prompt = prompt(&mut section);
+    let interval = Duration::from_secs_f64(section.number("interval", 0.01..=DAY, 1.0));
+    section.number("max_interval", 0.1..=DAY, 60.0);
+    if let Some(motion) = section.text("motion") {
+        match motion.value.as_str() {
+            "off" => {}
+            "auto" => section.fault("motion", motion.offset, "is \"auto\"; this version has no motion gate yet, must be \"off\""),
+            other => section.fault("motion", motion.offset, &format!("is {other:?}; must be \"off\"")),
+        }
+    }
+    let decode = section.choice("decode", &[("auto", Decode::Auto), ("keyframes", Decode::Keyframes), ("all", Decode::All)], Decode::Auto);
+    let looped = section.flag("loop", false);
+    let enabled = section.flag("enabled", true).value;
+    let username = section.text("username").map(|text| text.value);
+    let variable = id.as_ref().map(|id| format!("PALISADE_CAMERA_{}_PASSWORD", id.as_str().to_uppercase().replace('-', "_")));
+    let password = password(&mut section, variable.as_deref(), env);
+    if let Some(located) = &location
+        && looped.value
+        && !located.uri.starts_with("file:")
+    {
+        section.fault("loop", looped.offset, "is true for a live source; only a file can start anew at its end");
+    }
+    section.finish();
+    let Located { uri, username: uri_user, password: uri_password } = location?;
+    Some(CameraConfig {
+        id: id?,
+        uri,
+        looped: looped.value,
+        prompt: prompt?,
+        interval,
+        decode,
+        username: username.or(uri_user),
+        password: password.or(uri_password),
+        enabled,
+    })
+}
+
+fn camera_id(section: &mut Section<'_, '_>, ids: &mut BTreeSet<CameraId>) -> Option<CameraId> {
+    let Some(text) = section.text("id") else {
+        section.missing("id", "a name of a-z, 0-9, _ and -");
+        return None;
+    };
+    match CameraId::new(&text.value) {
+        Ok(id) => {
+            if !ids.insert(id.clone()) {
+                section.fault("id", text.offset, &format!("is {:?} once more; each camera needs its own", text.value));
+            }
+            Some(id)
+        }
+        Err(error) => {
+            section.fault("id", text.offset, &format!("is wrong: {error}"));
+            None
+        }
+    }
+}
+
+fn location(section: &mut Section<'_, '_>) -> Option<Located> {
+    let Some(text) = section.text("uri") else {
+        section.missing("uri", "rtsp:// rtsps:// http:// https:// file:// or v4l2://");
+        return None;
+    };
+    match uri::locate(&text.value) {
+        Ok(located) => Some(located),
+        Err(why) => {
+            section.fault("uri", text.offset, &why);
+            None
+        }
+    }
+}
+
+fn prompt(section: &mut Section<'_, '_>) -> Option<Prompt> {
+    let text = section.text("prompt");
+    let labels = section.texts("labels");
+    let (key, offset, prompt) = match (text, labels) {
+        (Some(text), None) => ("prompt", text.offset, Prompt::new(&text.value)),
+        (None, Some(labels)) => ("labels", labels.offset, Prompt::from_labels(&labels.value)),
+        (Some(_), Some(labels)) => {
+            section.fault("labels", labels.offset, "stands beside prompt; must be one of the two");
+            return None;
+        }
+        (None, None) => {
+            if !section.holds("labels") {
+                section.missing("prompt", "a prompt such as \"detect cat ; dog\", or labels a list");
+            }
+            return None;
+        }
+    };
+    prompt.map_err(|error| section.fault(key, offset, &format!("is refused: {error}"))).ok()
+}
+
+/// A password out of the file that `password_file` names, else out of the environment.
+fn password(section: &mut Section<'_, '_>, variable: Option<&str>, env: Env<'_>) -> Option<SecretString> {
+    if let Some(text) = section.text("password") {
+        section.fault(
+            "password",
+            text.offset,
+            "is refused: secrets do not belong in this file; put it into a file of its own and name that in password_file",
+        );
+    }
+    let Some(file) = section.text("password_file") else { return variable.and_then(env).map(SecretString::from) };
+    match std::fs::read_to_string(&file.value) {
+        Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
+            section.fault("password_file", file.offset, &format!("{} is empty; must hold the password", file.value));
+            None
+        }
+        Ok(text) => Some(SecretString::from(text.trim_end_matches(['\r', '\n']))),
+        Err(error) => {
+            section.fault("password_file", file.offset, &format!("{} cannot be read: {error}", file.value));
+            None
+        }
+    }
+}
+
+fn output(mut section: Section<'_, '_>, cameras: usize) -> OutputConfig {
+    let custom = section.sections("custom").into_iter().filter_map(custom).collect();
+    let output = OutputConfig {
+        snapshots: snapshots(section.section("snapshots")),
+        file: file(section.section("file"), cameras),
+        rtsp: rtsp(section.section("rtsp")),
+        custom,
+    };
+    section.finish();
+    output
+}
+
+/// A text that must be there and not be empty.
+fn required(section: &mut Section<'_, '_>, key: &'static str, right: &str) -> Option<At<String>> {
+    let Some(text) = section.text(key) else {
+        section.missing(key, right);
+        return None;
+    };
+    if text.value.trim().is_empty() {
+        section.fault(key, text.offset, &format!("is empty; must be {right}"));
+        return None;
+    }
+    Some(text)
+}
+
+fn snapshots(mut section: Section<'_, '_>) -> Option<SnapshotConfig> {
+    section.exists().then_some(())?;
+    let dir = required(&mut section, "dir", "the folder for the pictures");
+    let keep = section.integer("keep", 1..=1_000_000, 1000) as usize;
+    let keep_for = Duration::from_secs_f64(section.number("keep_days", 0.001..=3650.0, 7.0) * DAY);
+    section.finish();
+    Some(SnapshotConfig { dir: dir?.value.into(), keep, keep_for })
+}
+
+fn file(mut section: Section<'_, '_>, cameras: usize) -> Option<FileConfig> {
+    section.exists().then_some(())?;
+    let path = required(&mut section, "path", "a file name such as \"out/{camera}.mp4\"");
+    if let Some(path) = &path
+        && Path::new(&path.value).extension().is_none_or(|extension| extension != "mp4")
+    {
+        section.fault("path", path.offset, &format!("is {:?}; must end in .mp4", path.value));
+    }
+    if let Some(path) = &path
+        && cameras > 1
+        && !path.value.contains("{camera}")
+    {
+        section.fault("path", path.offset, "lacks {camera}; several cameras cannot share one file");
+    }
+    section.finish();
+    Some(FileConfig { path: path?.value })
+}
+
+fn rtsp(mut section: Section<'_, '_>) -> Option<RtspConfig> {
+    section.exists().then_some(())?;
+    let listen = match section.text("listen") {
+        None => Some(([127, 0, 0, 1], 8554).into()),
+        Some(text) => text
+            .value
+            .parse()
+            .map_err(|_| {
+                section.fault("listen", text.offset, &format!("is {:?}; must be address:port such as \"127.0.0.1:8554\"", text.value))
+            })
+            .ok(),
+    };
+    section.finish();
+    Some(RtspConfig { listen: listen? })
+}
+
+fn custom(mut section: Section<'_, '_>) -> Option<CustomConfig> {
+    let pipeline = required(&mut section, "pipeline", "a gst-launch fragment that ends in a sink");
+    section.finish();
+    Some(CustomConfig { pipeline: pipeline?.value })
+}
+
+fn mqtt(mut section: Section<'_, '_>, env: Env<'_>) -> Option<MqttConfig> {
+    section.exists().then_some(())?;
+    let host = required(&mut section, "host", "the broker's name or address");
+    let port = port(&mut section);
+    let username = section.text("username").map(|text| text.value);
+    let password = password(&mut section, Some("PALISADE_MQTT_PASSWORD"), env);
+    let topic_prefix = topic_prefix(&mut section);
+    let qos = section.integer("qos", 0..=2, 1) as u8;
+    let encrypted = section.flag("tls", false);
+    let ca_file = section.text("ca_file");
+    if let Some(file) = &ca_file {
+        if !encrypted.value {
+            section.fault("ca_file", file.offset, "has no meaning while mqtt.tls is false; set tls = true to encrypt");
+        } else if let Err(error) = std::fs::File::open(&file.value) {
+            section.fault("ca_file", file.offset, &format!("{} cannot be read: {error}", file.value));
+        }
+    }
+    let control = section.flag("control", false);
+    if control.value {
+        section.fault("control", control.offset, "is true; this version takes no commands over MQTT yet, must be false");
+    }
+    section.text("state_dir");
+    let client_id = section.text("client_id").map(|text| text.value);
+    section.finish();
+    Some(MqttConfig {
+        host: host?.value,
+        port: port.unwrap_or(if encrypted.value { 8883 } else { 1883 }),
+        username,
+        password,
+        topic_prefix: topic_prefix?,
+        qos,
+        tls: encrypted.value.then(|| TlsConfig { ca_file: ca_file.map(|file| file.value.into()) }),
+        client_id: client_id.unwrap_or_else(|| format!("palisade-{}", uuid::Uuid::new_v4().simple())),
+    })
+}
+
+fn port(section: &mut Section<'_, '_>) -> Option<u16> {
+    u16::try_from(section.integer("port", 1..=65_535, 0)).ok().filter(|port| *port != 0)
+}
+
+fn topic_prefix(section: &mut Section<'_, '_>) -> Option<String> {
+    let Some(text) = section.text("topic_prefix") else { return Some("palisade".to_owned()) };
+    let level = |level: &str| !level.is_empty() && !level.contains(['+', '#']) && !level.chars().any(char::is_control);
+    if text.value.split('/').all(level) && !text.value.starts_with('$') && text.value.len() <= 200 {
+        return Some(text.value);
+    }
+    section.fault(
+        "topic_prefix",
+        text.offset,
+        &format!("is {:?}; must be topic levels without + or #, not beginning with $, no / at either end", text.value),
+    );
+    None
+}
+
+fn log(mut section: Section<'_, '_>) -> LogConfig {
+    const LEVELS: [(&str, &str); 5] = [("error", "error"), ("warn", "warn"), ("info", "info"), ("debug", "debug"), ("trace", "trace")];
+    let config = LogConfig {
+        level: section.choice("level", &LEVELS, "info").to_owned(),
+        format: section.choice(
+            "format",
+            &[("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json), ("journald", LogFormat::Journald)],
+            LogFormat::Auto,
+        ),
+    };
+    section.finish();
+    config
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+use super::*;
+use crate::base::redact::ExposeSecret;
+
+const CAMERA: &str = "[[camera]]\nid = \"street\"\nuri = \"rtsp://cam/main\"\nprompt = \"detect cat; dog\"\n";
+
+fn read(text: &str) -> Result<Config, Vec<Fault>> {
+    parse(text, &|name| (name == "PALISADE_CAMERA_STREET_PASSWORD").then(|| "from-env".to_owned()))
+}
+
+fn faults(text: &str) -> Vec<String> {
+    read(text).expect_err("the text should be refused").iter().map(Fault::to_string).collect()
+}
+
+#[test]
+fn defaults_fill_what_is_not_written() {
+    let config = read(&format!("[model]\nid = \"google/paligemma2-3b-mix-224\"\n{CAMERA}")).unwrap();
+    assert_eq!(config.model.source, ModelSource::Hub { id: "google/paligemma2-3b-mix-224".into(), revision: None });
+    assert_eq!((config.model.max_new_tokens, config.model.workers), (100, 1));
+    let camera = &config.cameras[0];
+    assert_eq!(camera.interval, Duration::from_secs(1));
+    assert_eq!(camera.prompt.text(), "detect cat; dog");
+    assert_eq!(camera.password.as_ref().unwrap().expose_secret(), "from-env");
+    assert!(config.mqtt.is_none() && config.output.snapshots.is_none());
+}
+
+#[test]
+fn every_mistake_is_reported_with_its_line() {
+    let text = "[model]\nid = \"google/x\"\ndtpye = \"f32\"\n[[camera]]\nid = \"Street\"\nuri = \"ftp://x\"\nprompt = 3\ninterval = 0\n[mqtt]\nport = 70000\n";
+    let expected = [
+        "line 3: model.dtpye is not a known key; did you mean dtype?",
+        "line 5: camera[0].id is wrong: \"Street\" is not a camera id; must be 1 to 63 of a-z, 0-9, _ and -, not starting with _ or -",
+        "line 6: camera[0].uri has the scheme \"ftp\"; must be one of rtsp, rtsps, http, https, file, v4l2",
+        "line 7: camera[0].prompt is an integer; must be text in quotes",
+        "line 8: camera[0].interval is 0; must be in 0.01..=86400",
+        "line 9: mqtt.host is missing; must be the broker's name or address",
+        "line 10: mqtt.port is 70000; must be in 1..=65535",
+    ];
+    assert_eq!(faults(text), expected);
+}
+
+#[test]
+fn broken_toml_is_told_once_and_hides_no_other_fault() {
+    let found = faults("[model]\npath = samples\n[[camera]]\nid = \"a\"\nuri = \"rtsp://c/1\"\nlabels = [\"cat\"]\ninterval = -1\n");
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].starts_with("line 2: not TOML: "), "{found:?}");
+    assert_eq!(found[1], "line 7: camera[0].interval is -1; must be in 0.01..=86400");
+}
+
+#[test]
+fn exclusive_keys_are_refused_together() {
+    let found = faults(
+        "[model]\nid = \"a/b\"\npath = \"c\"\n[[camera]]\nid = \"a\"\nuri = \"rtsp://c/1\"\nprompt = \"detect x\"\nlabels = [\"y\"]\n",
+    );
+    assert_eq!(
+        found,
+        [
+            "line 3: model.path stands beside model.id; must be one of the two",
+            "line 8: camera[0].labels stands beside prompt; must be one of the two"
+        ]
+    );
+}
+
+#[test]
+fn an_empty_file_lacks_a_model_and_a_camera() {
+    let found = faults("");
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].contains("model.id is missing") && found[1].contains("camera is missing"), "{found:?}");
+}
+
+#[test]
+fn ids_are_unique_and_files_have_room_for_each_camera() {
+    let found = faults(&format!("[model]\npath = \"m\"\n[output.file]\npath = \"a.mp4\"\n{CAMERA}{CAMERA}"));
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found[0], "line 4: output.file.path lacks {camera}; several cameras cannot share one file");
+    assert!(found[1].starts_with("line 10: camera[1].id is \"street\" once more"), "{found:?}");
+}
+
+#[test]
+fn secrets_come_from_files_and_are_not_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    std::fs::write(&file, "s3cr3t\n").unwrap();
+    let text = format!(
+        "[model]\npath = \"m\"\n{CAMERA}password_file = {file:?}\n[mqtt]\nhost = \"h\"\nusername = \"u\"\npassword_file = {file:?}\n"
+    );
+    let config = read(&text).unwrap();
+    assert_eq!(config.mqtt.as_ref().unwrap().password.as_ref().unwrap().expose_secret(), "s3cr3t");
+    assert!(!format!("{config:?}").contains("s3cr3t"));
+    let found = faults(&format!("[model]\npath = \"m\"\n{CAMERA}password = \"s3cr3t\"\n"));
+    assert!(found.len() == 1 && !found[0].contains("s3cr3t"), "{found:?}");
+    let found = faults(&format!("[model]\npath = \"m\"\n{CAMERA}password_file = \"/nonexistent/x\"\n"));
+    assert!(found[0].starts_with("line 7: camera[0].password_file /nonexistent/x cannot be read"), "{found:?}");
+}
+
+#[test]
+fn the_shipped_example_is_valid_and_states_the_defaults() {
+    let text = include_str!("../../../config/palisade.toml");
+    let config = parse(text, &|_| None).map_err(|faults| format!("{faults:?}")).unwrap();
+    let bare = parse(&format!("[model]\nid = \"google/paligemma2-3b-mix-224\"\n{CAMERA}"), &|_| None).unwrap();
+    assert_eq!(config.model.source, bare.model.source);
+    assert_eq!(format!("{:?}", config.log), format!("{:?}", bare.log));
+    assert_eq!(config.cameras[0].interval, bare.cameras[0].interval);
+    assert_eq!((config.model.max_new_tokens, config.model.workers, config.model.min_score), (100, 1, 0.0));
+}

@@ -1,0 +1,107 @@
+//! Where a camera is: checks a URI, takes credentials out of it, makes file paths absolute.
+
+use std::path::Path;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::base::redact::SecretString;
+
+/// RFC 3986: all but unreserved characters and `/` is encoded in a path.
+const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+
+/// A checked URI and the credentials that stood in it.
+#[derive(Debug)]
+pub(super) struct Located {
+    /// Without credentials; `file://` with an absolute, percent-encoded path.
+    pub uri: String,
+    pub username: Option<String>,
+    pub password: Option<SecretString>,
+}
+
+/// Checks `text`: a URI of a known scheme, or a path without scheme, which is a file.
+///
+/// # Errors
+/// A sentence that goes on after the key path, without the credentials.
+pub(super) fn locate(text: &str) -> Result<Located, String> {
+    let Some((scheme, rest)) = text.split_once("://") else { return file(text) };
+    match scheme {
+        "file" => file(&percent_decode(rest.strip_prefix("localhost").filter(|path| path.starts_with('/')).unwrap_or(rest))),
+        "v4l2" if rest.starts_with("/dev/") => Ok(Located { uri: text.to_owned(), username: None, password: None }),
+        "v4l2" => Err(format!("is {text:?}; must name a device such as v4l2:///dev/video0")),
+        "rtsp" | "rtsps" | "http" | "https" => network(scheme, rest),
+        _ => Err(format!("has the scheme {scheme:?}; must be one of rtsp, rtsps, http, https, file, v4l2")),
+    }
+}
+
+fn file(path: &str) -> Result<Located, String> {
+    if path.is_empty() {
+        return Err("names no file; must be a path or file:///path".to_owned());
+    }
+    let absolute = std::path::absolute(Path::new(path)).map_err(|error| format!("cannot be made absolute: {error}"))?;
+    Ok(Located { uri: format!("file://{}", utf8_percent_encode(&absolute.to_string_lossy(), PATH)), username: None, password: None })
+}
+
+fn network(scheme: &str, rest: &str) -> Result<Located, String> {
+    // Passwords are typed unescaped into cameras' URIs, `/` and `@` among them: the last `@` before a host ends them.
+    let (credentials, host) = match rest.rsplit_once('@') {
+        Some((credentials, host)) => (Some(credentials), host),
+        None => (None, rest),
+    };
+    let authority = host.split(['/', '?', '#']).next().unwrap_or_default();
+    let (name, port) = match authority.strip_prefix('[').and_then(|v6| v6.split_once(']')) {
+        Some((name, port)) => (name, port.strip_prefix(':')),
+        None => authority.split_once(':').map_or((authority, None), |(name, port)| (name, Some(port))),
+    };
+    if name.is_empty() || name.contains(char::is_whitespace) {
+        return Err(format!("names no host; must be {scheme}://host[:port]/path"));
+    }
+    if port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port == 0) || port.parse::<u16>().is_err()) {
+        return Err("has a bad port; must be in 1..=65535".to_owned());
+    }
+    let uri = format!("{scheme}://{host}");
+    let (username, password) = match credentials.map(|text| text.split_once(':').unwrap_or((text, ""))) {
+        Some((user, "")) => (Some(percent_decode(user)), None),
+        Some((user, password)) => (Some(percent_decode(user)), Some(SecretString::from(percent_decode(password)))),
+        None => (None, None),
+    };
+    Ok(Located { uri, username, password })
+}
+
+fn percent_decode(text: &str) -> String {
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::redact::ExposeSecret;
+
+    #[test]
+    fn credentials_are_taken_out() {
+        let located = locate("rtsp://admin:p%40ss/w@rd@10.0.0.2:554/h264?ch=1").unwrap();
+        assert_eq!(located.uri, "rtsp://10.0.0.2:554/h264?ch=1");
+        assert_eq!(located.username.as_deref(), Some("admin"));
+        assert_eq!(located.password.unwrap().expose_secret(), "p@ss/w@rd");
+        assert!(locate("rtsp://cam/main").unwrap().username.is_none());
+        assert_eq!(locate("rtsp://[::1]:8554/a").unwrap().uri, "rtsp://[::1]:8554/a");
+    }
+
+    #[test]
+    fn a_path_becomes_an_absolute_file_uri() {
+        let here = std::env::current_dir().unwrap();
+        for text in ["samples/a b.mp4", "file://samples/a b.mp4", "file://samples/a%20b.mp4"] {
+            assert_eq!(locate(text).unwrap().uri, format!("file://{}/samples/a%20b.mp4", here.display()), "{text}");
+        }
+        assert_eq!(locate("file:///media/x.mp4").unwrap().uri, "file:///media/x.mp4");
+        assert_eq!(locate("file://localhost/media/x.mp4").unwrap().uri, "file:///media/x.mp4");
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_refused() {
+        for bad in ["ftp://a/b", "rtsp://", "rtsp:///path", "rtsp://cam:0/x", "rtsp://cam:99999/", "v4l2://video0", ""] {
+            assert!(locate(bad).is_err(), "{bad}");
+        }
+        let refused = locate("rtsp://admin:s3cr3t@cam:99999/").unwrap_err();
+        assert!(!refused.contains("s3cr3t"), "{refused}");
+    }
+}

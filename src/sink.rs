@@ -38,6 +38,9 @@ pub trait Sink: Send + 'static {
     /// The picture is then counted as failed; the next one is offered all the same.
     fn write(&mut self, picture: &Picture) -> Result<()>;
 
+    /// Called now and then while no picture comes, for retention.
+    fn tidy(&mut self) {}
+
     /// Ends all output: files are complete and readable after this. Called once, last.
     ///
     /// # Errors

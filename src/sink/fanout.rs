@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 
 use crate::base::error::Result;
 use crate::base::metrics::{Counter, Metrics};
@@ -14,6 +14,9 @@ const QUEUE: usize = 4;
 
 /// The least time between two log lines about the same failing sink.
 const QUIET: Duration = Duration::from_secs(30);
+
+/// After so long without a picture a sink may tidy up.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// Hands every picture to every sink without ever waiting.
 pub struct Fanout {
@@ -81,7 +84,15 @@ struct Counters {
 
 fn serve(mut sink: Box<dyn Sink>, pictures: &Receiver<Picture>, counters: &Counters) {
     let mut told: Option<Instant> = None;
-    for picture in pictures {
+    loop {
+        let picture = match pictures.recv_timeout(IDLE) {
+            Ok(picture) => picture,
+            Err(RecvTimeoutError::Timeout) => {
+                sink.tidy();
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        };
         match sink.write(&picture) {
             Ok(()) => counters.written.add(),
             Err(error) => {

@@ -1,0 +1,51 @@
+//! A colour per label, the same in every frame, run and machine.
+
+use image::Rgb;
+
+/// Hues from a label's hash, strong enough for text in black or white on it.
+pub(super) fn of(label: &str) -> Rgb<u8> {
+    // FNV-1a, then the golden ratio spreads neighbouring hashes over the circle.
+    let hash = label.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let hue = (f64::from(hash) * 0.618_033_988_749_895).fract() * 6.0;
+    let value = if hash & 0x100 == 0 { 1.0 } else { 0.82 };
+    from_hsv(hue, 0.82, value)
+}
+
+/// Whether black text reads better on this colour than white (relative luminance of Rec. 709).
+pub(super) fn is_light(Rgb([r, g, b]): Rgb<u8>) -> bool {
+    0.2126 * f64::from(r) + 0.7152 * f64::from(g) + 0.0722 * f64::from(b) > 118.0
+}
+
+/// `hue` in 0..6, `saturation` and `value` in 0..1.
+fn from_hsv(hue: f64, saturation: f64, value: f64) -> Rgb<u8> {
+    let channel = |n: f64| {
+        let k = (n + hue).rem_euclid(6.0);
+        let share = value - value * saturation * k.min(4.0 - k).clamp(0.0, 1.0);
+        (share * 255.0).round() as u8
+    };
+    Rgb([channel(5.0), channel(3.0), channel(1.0)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn primary_hues() {
+        assert_eq!(from_hsv(0.0, 1.0, 1.0), Rgb([255, 0, 0]));
+        assert_eq!(from_hsv(2.0, 1.0, 1.0), Rgb([0, 255, 0]));
+        assert_eq!(from_hsv(4.0, 1.0, 1.0), Rgb([0, 0, 255]));
+    }
+
+    #[test]
+    fn labels_keep_their_colours_and_differ() {
+        assert_eq!(of("cat"), of("cat"));
+        let labels = ["person", "cat", "dog", "car", "bus", "truck", "bicycle", "bird", "horse", "traffic light"];
+        for (index, a) in labels.iter().enumerate() {
+            for b in &labels[index + 1..] {
+                let apart: i32 = of(a).0.iter().zip(of(b).0).map(|(x, y)| (i32::from(*x) - i32::from(y)).abs()).sum();
+                assert!(apart > 20, "{a} {:?} and {b} {:?}", of(a), of(b));
+            }
+        }
+    }
+}

@@ -38,15 +38,16 @@ impl fmt::Display for Faults {
 impl std::error::Error for Faults {}
 
 impl Config {
-    /// Reads and checks a file; secrets may also come from the process's environment.
+    /// Reads and checks a file; secrets may also come from the process's environment. `check_fragment` judges a
+    /// `gst-launch` fragment, which this floor knows nothing of.
     ///
     /// # Errors
     /// Every fault found, not only the first.
-    pub fn load(file: &Path) -> Result<Self, Faults> {
+    pub fn load(file: &Path, check_fragment: &dyn Fn(&str) -> Result<(), String>) -> Result<Self, Faults> {
         let faults = |list| Faults { file: file.to_owned(), list };
         let text =
             std::fs::read_to_string(file).map_err(|error| faults(vec![Fault { line: 1, message: format!("cannot be read: {error}") }]))?;
-        raw::parse(&text, &|name| std::env::var(name).ok()).map_err(faults)
+        raw::parse(&text, &raw::Outside { env: &|name| std::env::var(name).ok(), check_fragment }).map_err(faults)
     }
 }
 

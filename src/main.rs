@@ -1,1 +1,224 @@
-fn main() {}
+//! `palisade`: the command line. Parses arguments, starts the log, and turns results into exit codes.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgGroup, Args, Parser, Subcommand};
+use palisade::app::oneshot::{self, DetectArgs, ProbeArgs};
+use palisade::app::{self, check, demo};
+use palisade::base::error::{Context, Kind, Result};
+use palisade::base::metrics::Metrics;
+use palisade::base::shutdown::Shutdown;
+use palisade::config::{Device, Dtype, LogConfig, LogFormat};
+use palisade::types::Prompt;
+
+/// The configuration is wrong (`EX_CONFIG` of sysexits.h); the service manager does not restart on it.
+const EXIT_CONFIG: u8 = 78;
+
+/// The model for real use: downloaded from the hub at the first start.
+const DEFAULT_MODEL: &str = "google/paligemma2-3b-mix-224";
+
+/// Watches cameras and tells over MQTT what it was asked to look for, in words.
+#[derive(Parser)]
+#[command(version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon: look at every camera of the configuration until stopped
+    Run {
+        /// The configuration file (see config/palisade.toml for every key)
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Check a configuration: report every mistake with its line, then exit with 78; needs no network and loads no model
+    Check {
+        /// The configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Look at pictures: print the model's raw answer, the labels, and the boxes in shares (0..1) and pixels
+    #[command(group = ArgGroup::new("question").required(true))]
+    Detect(Detect),
+    /// Show what the daemon does on the sample clip, with a broker of its own
+    Demo {
+        /// The folder with street.mp4 and demo-model
+        #[arg(long, value_name = "DIR", default_value = "samples")]
+        samples: PathBuf,
+        /// Where the annotated video and pictures go
+        #[arg(long, value_name = "DIR", default_value = "out/demo")]
+        out: PathBuf,
+    },
+    /// Print every number of one answer as JSON, for comparison with another implementation
+    #[command(hide = true)]
+    Probe(Probe),
+}
+
+#[derive(Args)]
+struct ModelArgs {
+    /// A snapshot folder, or a hub id as owner/name[@revision]
+    #[arg(long, value_name = "DIR|HUB_ID[@REVISION]", default_value = DEFAULT_MODEL)]
+    model: String,
+    /// What computes: auto, cpu or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: Device,
+    /// The weights' type in memory: auto, f32, f16 or bf16
+    #[arg(long, default_value = "auto")]
+    dtype: Dtype,
+}
+
+#[derive(Args)]
+struct Detect {
+    /// The prompt, passed to the model as written: "detect cat ; dog"
+    #[arg(long, group = "question")]
+    prompt: Option<String>,
+    /// Or only the things to look for: "cat,traffic light"
+    #[arg(long, group = "question", value_delimiter = ',', value_name = "LABEL,…")]
+    labels: Vec<String>,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The longest answer, in tokens
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    max_new_tokens: u16,
+    /// Print one JSON object a picture
+    #[arg(long)]
+    json: bool,
+    /// Write the picture with boxes and labels drawn; with several pictures, a folder for them
+    #[arg(long, value_name = "OUT.png")]
+    annotate: Option<PathBuf>,
+    /// PNG, JPEG, GIF, BMP or WebP
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+struct Probe {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The prompt, as written
+    #[arg(long)]
+    prompt: String,
+    /// The picture
+    #[arg(long, value_name = "IMG")]
+    image: PathBuf,
+    /// How many tokens to write at most
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    tokens: u16,
+    /// Token ids that may not be written
+    #[arg(long, value_name = "ID", num_args = 1.., value_delimiter = ',')]
+    suppress: Vec<u32>,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run { config } => run(&config),
+        Command::Check { config } => match check::load(&config) {
+            Ok(checked) => {
+                println!("{}: no mistake found, cameras: {}", config.display(), checked.cameras.len());
+                ExitCode::SUCCESS
+            }
+            Err(faults) => {
+                eprintln!("{faults}");
+                ExitCode::from(EXIT_CONFIG)
+            }
+        },
+        Command::Detect(args) => finish(detect(args)),
+        Command::Probe(args) => finish(probe(args).map(|()| 0)),
+        Command::Demo { samples, out } => finish(run_demo(&samples, out)),
+    }
+}
+
+/// The exit code of a command that counts what failed.
+fn finish(result: Result<usize>) -> ExitCode {
+    match result {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("palisade: {}", error.chain());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(file: &std::path::Path) -> ExitCode {
+    let config = match check::load(file) {
+        Ok(config) => config,
+        Err(faults) => {
+            eprintln!("{faults}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    let shutdown = Shutdown::new();
+    let started = app::log::start(&config.log).and_then(|()| stop_on_signals(&shutdown));
+    match started.and_then(|()| app::run(config, &shutdown, &Metrics::new())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", error.chain());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_demo(samples: &std::path::Path, out: PathBuf) -> Result<usize> {
+    warn_only()?;
+    let shutdown = Shutdown::new();
+    stop_on_signals(&shutdown)?;
+    demo::run(samples, out, &shutdown).map(|()| 0)
+}
+
+fn detect(args: Detect) -> Result<usize> {
+    warn_only()?;
+    let prompt = match &args.prompt {
+        Some(text) => Prompt::new(text)?,
+        None => Prompt::from_labels(&args.labels)?,
+    };
+    oneshot::detect(&DetectArgs {
+        prompt,
+        model: oneshot::model_source(&args.model.model)?,
+        device: args.model.device,
+        dtype: args.model.dtype,
+        max_new_tokens: args.max_new_tokens.into(),
+        json: args.json,
+        annotate: args.annotate,
+        images: args.images,
+    })
+}
+
+fn probe(args: Probe) -> Result<()> {
+    warn_only()?;
+    oneshot::probe(&ProbeArgs {
+        model: oneshot::model_source(&args.model.model)?,
+        prompt: args.prompt,
+        image: args.image,
+        tokens: args.tokens.into(),
+        device: args.model.device,
+        dtype: args.model.dtype,
+        suppress: args.suppress,
+    })
+}
+
+fn warn_only() -> Result<()> {
+    app::log::start(&LogConfig { level: "warn".to_owned(), format: LogFormat::Text })
+}
+
+/// The first signal stops in order, the second at once.
+fn stop_on_signals(shutdown: &Shutdown) -> Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let fail = || "signals cannot be awaited";
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context(Kind::Internal, fail)?;
+    let shutdown = shutdown.clone();
+    let wait = move || {
+        for signal in signals.forever() {
+            if shutdown.is_set() {
+                std::process::exit(128 + signal);
+            }
+            shutdown.trigger();
+        }
+    };
+    // Not joined: it waits for signals as long as the process lives.
+    std::thread::Builder::new().name("signals".to_owned()).spawn(wait).context(Kind::Internal, fail)?;
+    Ok(())
+}

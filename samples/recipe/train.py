@@ -1,6 +1,6 @@
 """Train the small PaliGemma 2 of samples/demo-model on a CPU.
 
-usage: python train.py START_DIR OUT_DIR MINUTES [--lr 6e-4] [--grid 64] [--compile]
+usage: python train.py START_DIR OUT_DIR MINUTES [--lr 6e-4] [--grid 64] [--fast]
 
 START_DIR is a snapshot folder (config.json, tokenizer.json, model.safetensors); if it also holds the
 training.pt that this script leaves behind, its f32 weights and its helper head are taken up again.
@@ -18,6 +18,7 @@ What makes so small a model learn to localise in about two hours of two CPU core
   so many neighbours that "end of answer" beats each of them and the answer is empty. Start with 32;
   64 once it is sure. Targets are soft over the neighbouring values, ever harder as training goes on.
 - Answers follow the order of the asked labels, then top to bottom, then left to right.
+- Each picture is asked about twice: the tower's work and the drawing are shared.
 - An exponential average of the weights is what is measured and saved.
 """
 
@@ -29,20 +30,22 @@ import os
 import random
 import shutil
 import time
+from queue import Full
 
 import numpy as np
 import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig, PaliGemmaForConditionalGeneration
 
 import evaluate
 from world import LABELS, draw_street, draw_things, fresh_scene, jitter, random_things
 
-BATCH = 32
+PICTURES, PROMPTS = 16, 2
+"""A batch: so many pictures, so many prompts about each."""
 PATCHES = 8
 IMAGE_TOKENS = PATCHES * PATCHES
 PAD, EOS, BOS = 0, 1, 2
@@ -113,21 +116,24 @@ def dense_targets(things):
 
 
 def make_batch(rng, streets, tokenizer, grid):
-    """Pictures, token ids, the length of each prompt, the wanted next tokens, the dense targets."""
+    """Pictures, token ids, the length of each prompt, the wanted next tokens, the dense targets.
+
+    The rows of the prompts about one picture are neighbours."""
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
     pictures, rows, dense = [], [], []
-    for _ in range(BATCH):
+    for _ in range(PICTURES):
         picture, things = training_scene(rng, streets)
-        labels = ask(rng, things)
-        separator = " ; " if rng.random() < 0.6 else "; "
-        prompt = [BOS] + encode(evaluate.prompt_text(labels, separator))
-        rows.append((prompt, encode(answer_text(things, labels, grid)) + [EOS]))
+        for _ in range(PROMPTS):
+            labels = ask(rng, things)
+            separator = " ; " if rng.random() < 0.6 else "; "
+            prompt = [BOS] + encode(evaluate.prompt_text(labels, separator))
+            rows.append((prompt, encode(answer_text(things, labels, grid)) + [EOS]))
         pictures.append(picture)
         dense.append(dense_targets(things))
     length = -(-max(len(prompt) + len(answer) for prompt, answer in rows) // 8) * 8  # few distinct shapes
-    ids = np.full((BATCH, length), PAD)
-    prefix = np.zeros(BATCH, int)
-    wanted = np.full((BATCH, length), -100)
+    ids = np.full((len(rows), length), PAD)
+    prefix = np.zeros(len(rows), int)
+    wanted = np.full((len(rows), length), -100)
     for number, (prompt, answer) in enumerate(rows):
         end = len(prompt) + len(answer)
         ids[number, :end] = prompt + answer
@@ -137,12 +143,16 @@ def make_batch(rng, streets, tokenizer, grid):
 
 
 def draw_forever(queue, seed, tokenizer_path, grid):
-    """The drawing process: keeps the queue full."""
+    """The drawing process: keeps the queue full, and ends when its parent has."""
     torch.set_num_threads(1)
+    parent = os.getppid()
     rng, tokenizer = random.Random(seed), Tokenizer.from_file(tokenizer_path)
     streets = [draw_street(rng, *rng.choice(SIZES)) for _ in range(STREETS)]
-    while True:
-        queue.put(make_batch(rng, streets, tokenizer, grid))
+    while os.getppid() == parent:
+        try:
+            queue.put(make_batch(rng, streets, tokenizer, grid), timeout=60)
+        except Full:  # the trainer is busy measuring, or gone
+            pass
 
 
 def validation_scenes(count):
@@ -229,25 +239,29 @@ class Trainer(torch.nn.Module):
 
     def logits(self, seen, ids, prefix, wanted):
         """The logits at the places where a next token is wanted."""
-        inner = self.model.model
-        text = inner.get_input_embeddings()(ids)
-        embeddings = torch.cat([inner.multi_modal_projector(seen).to(text.dtype), text], 1)
-        length = embeddings.shape[1]
-        place = torch.arange(length)
+        place = torch.arange(IMAGE_TOKENS + ids.shape[1])
         # picture and prompt see each other both ways, the answer sees what comes before it
         allowed = (place[None, None, :] <= place[None, :, None]) | (
             place[None, None, :] < (IMAGE_TOKENS + prefix)[:, None, None]
         )
         mask = torch.zeros(allowed.shape).masked_fill(~allowed, -1e9)[:, None]
-        hidden = inner.language_model(
-            inputs_embeds=embeddings,
-            attention_mask={"full_attention": mask, "sliding_attention": mask},
-            position_ids=(place + 1)[None],
-            use_cache=False,
-        ).last_hidden_state[:, IMAGE_TOKENS:]
+        hidden = self.decode(seen, ids, mask, (place + 1)[None])
         logits = self.model.lm_head(hidden[wanted >= 0]).float()
         cap = self.model.config.text_config.final_logit_softcapping
         return torch.tanh(logits / cap) * cap if cap else logits
+
+    def decode(self, seen, ids, mask, position):
+        """The decoder's output over the text."""
+        inner = self.model.model
+        text = inner.get_input_embeddings()(ids)
+        picture = inner.multi_modal_projector(seen).to(text.dtype).repeat_interleave(PROMPTS, 0)
+        hidden = inner.language_model(
+            inputs_embeds=torch.cat([picture, text], 1),
+            attention_mask={"full_attention": mask, "sliding_attention": mask},
+            position_ids=position,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[:, IMAGE_TOKENS:]
 
     def answer_losses(self, logits, wanted, softness):
         """Words and the end of the answer as usual; coordinates against their neighbourhood."""
@@ -294,7 +308,7 @@ def main():
     parser.add_argument("--grid", type=int, default=64, help="steps a coordinate is rounded to")
     parser.add_argument("--old-grid", type=int, help="the start's grid, if it was coarser")
     parser.add_argument("--fresh", action="store_true", help="random weights instead of the start's")
-    parser.add_argument("--bf16", action="store_true", help="autocast to bf16 (for a CPU with AMX)")
+    parser.add_argument("--fast", action="store_true", help="bf16 autocast and torch.compile (needs g++)")
     parser.add_argument("--measure-every", type=float, default=6, help="minutes")
     parser.add_argument("--validation", type=int, default=150, help="scenes")
     options = parser.parse_args()
@@ -325,6 +339,9 @@ def main():
     if options.old_grid:
         refine_grid(model, first_location, options.old_grid, options.grid)
 
+    if options.fast:
+        trainer.see = torch.compile(trainer.see)
+        trainer.decode = torch.compile(trainer.decode, dynamic=True)
     model.train()
     parameters = list(trainer.parameters())
     optimizer = torch.optim.AdamW(
@@ -336,7 +353,8 @@ def main():
         betas=(0.9, 0.98),
         fused=True,
     )
-    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    current = model.state_dict()  # shares the memory of the weights
+    average = {name: value.detach().clone() for name, value in current.items()}
 
     queue = mp.Queue(8)
     drawer = mp.Process(
@@ -356,7 +374,7 @@ def main():
         pictures, ids, prefix, wanted, dense = (torch.from_numpy(array) for array in queue.get())
         pixels = pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.fast):
             seen = trainer.see(pixels)
             if options.fresh and part < 0.18:  # the tower alone
                 losses = {"helper": trainer.helper_loss(seen, dense)}
@@ -378,10 +396,11 @@ def main():
 
         keep = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
-            for name, value in model.state_dict().items():
+            for name, value in current.items():
                 average[name].lerp_(value, 1 - keep)
         for name, value in losses.items():
-            running[name] = 0.98 * running.get(name, float(value)) + 0.02 * float(value)
+            value = float(value.detach())
+            running[name] = 0.98 * running.get(name, value) + 0.02 * value
         if time.time() - told > 60:
             told = time.time()
             figures = " ".join(f"{name} {value:.4f}" for name, value in running.items())

@@ -243,7 +243,8 @@ def draw_street(rng, width=1280, height=720):
 
     fade = np.clip(np.linspace(0, 1, height) / wall_line, 0, 1)[:, None, None]
     sky = np.array(top) * (1 - fade) + np.array(horizon) * fade + rng.uniform(-8, 8)
-    image = Image.fromarray(np.clip(np.broadcast_to(sky, (height, width, 3)), 0, 255).astype(np.uint8))
+    column = np.clip(sky, 0, 255).astype(np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(np.broadcast_to(column, (height, width, 3))))
     pen = Pen(image, rng, light)
 
     draw_sky(pen, rng, horizon)

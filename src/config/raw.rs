@@ -17,14 +17,20 @@ use crate::types::{CameraId, Prompt};
 
 const DAY: f64 = 86_400.0;
 
-/// Reads an environment variable; a parameter so that tests need not touch the process's own.
-pub(super) type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
+/// What the checks ask of the world outside the file; a parameter, so that tests need not touch the process's own.
+#[derive(Clone, Copy)]
+pub(super) struct Outside<'o> {
+    /// Reads an environment variable.
+    pub env: &'o dyn Fn(&str) -> Option<String>,
+    /// Judges a `gst-launch` fragment.
+    pub check_fragment: &'o dyn Fn(&str) -> Result<(), String>,
+}
 
 /// Checks the whole text.
 ///
 /// # Errors
 /// Every fault found, in order of line.
-pub(super) fn parse(text: &str, env: Env<'_>) -> Result<Config, Vec<Fault>> {
+pub(super) fn parse(text: &str, outside: &Outside<'_>) -> Result<Config, Vec<Fault>> {
     let document = Document::new(text);
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
@@ -32,9 +38,9 @@ pub(super) fn parse(text: &str, env: Env<'_>) -> Result<Config, Vec<Fault>> {
     }
     let mut root = Section::root(&document, &table);
     let model = model(root.section("model"));
-    let cameras = cameras(&mut root, env);
-    let output = output(root.section("output"), cameras.len());
-    let config = Config { model, cameras, output, mqtt: mqtt(root.section("mqtt"), env), log: log(root.section("log")) };
+    let cameras = cameras(&mut root, outside);
+    let output = output(root.section("output"), cameras.len(), outside);
+    let config = Config { model, cameras, output, mqtt: mqtt(root.section("mqtt"), outside), log: log(root.section("log")) };
     root.finish();
     match document.into_faults() {
         faults if faults.is_empty() => Ok(config),
@@ -49,6 +55,9 @@ fn model(mut section: Section<'_, '_>) -> ModelConfig {
     let source = match (id, path) {
         (Some(id), None) => hub_source(&section, id, revision),
         (None, Some(path)) => {
+            if !Path::new(&path.value).is_dir() {
+                section.fault("path", path.offset, &format!("{} is no folder; must hold config.json, tokenizer.json and the weights", path.value));
+            }
             if let Some(revision) = revision {
                 section.fault("revision", revision.offset, "has no meaning beside path; it picks a version on the hub");
             }
@@ -109,16 +118,16 @@ fn device(section: &mut Section<'_, '_>) -> Device {
     }
 }
 
-fn cameras(root: &mut Section<'_, '_>, env: Env<'_>) -> Vec<CameraConfig> {
+fn cameras(root: &mut Section<'_, '_>, outside: &Outside<'_>) -> Vec<CameraConfig> {
     let sections = root.sections("camera");
     if sections.is_empty() {
         root.missing("camera", "at least one [[camera]] with id, uri and prompt");
     }
     let mut ids = BTreeSet::new();
-    sections.into_iter().filter_map(|section| camera(section, &mut ids, env)).collect()
+    sections.into_iter().filter_map(|section| camera(section, &mut ids, outside)).collect()
 }
 
-fn camera(mut section: Section<'_, '_>, ids: &mut BTreeSet<CameraId>, env: Env<'_>) -> Option<CameraConfig> {
+fn camera(mut section: Section<'_, '_>, ids: &mut BTreeSet<CameraId>, outside: &Outside<'_>) -> Option<CameraConfig> {
     let id = camera_id(&mut section, ids);
     let location = location(&mut section);
     let prompt = prompt(&mut section);
@@ -136,7 +145,7 @@ fn camera(mut section: Section<'_, '_>, ids: &mut BTreeSet<CameraId>, env: Env<'
     let enabled = section.flag("enabled", true).value;
     let username = section.text("username").map(|text| text.value);
     let variable = id.as_ref().map(|id| format!("PALISADE_CAMERA_{}_PASSWORD", id.as_str().to_uppercase().replace('-', "_")));
-    let password = password(&mut section, variable.as_deref(), env);
+    let password = password(&mut section, variable.as_deref(), outside);
     if let Some(located) = &location
         && looped.value
         && !located.uri.starts_with("file:")
@@ -212,7 +221,7 @@ fn prompt(section: &mut Section<'_, '_>) -> Option<Prompt> {
 }
 
 /// A password out of the file that `password_file` names, else out of the environment.
-fn password(section: &mut Section<'_, '_>, variable: Option<&str>, env: Env<'_>) -> Option<SecretString> {
+fn password(section: &mut Section<'_, '_>, variable: Option<&str>, outside: &Outside<'_>) -> Option<SecretString> {
     if let Some(text) = section.text("password") {
         section.fault(
             "password",
@@ -220,7 +229,7 @@ fn password(section: &mut Section<'_, '_>, variable: Option<&str>, env: Env<'_>)
             "is refused: secrets do not belong in this file; put it into a file of its own and name that in password_file",
         );
     }
-    let Some(file) = section.text("password_file") else { return variable.and_then(env).map(SecretString::from) };
+    let Some(file) = section.text("password_file") else { return variable.and_then(outside.env).map(SecretString::from) };
     match std::fs::read_to_string(&file.value) {
         Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
             section.fault("password_file", file.offset, &format!("{} is empty; must hold the password", file.value));
@@ -234,8 +243,8 @@ fn password(section: &mut Section<'_, '_>, variable: Option<&str>, env: Env<'_>)
     }
 }
 
-fn output(mut section: Section<'_, '_>, cameras: usize) -> OutputConfig {
-    let custom = section.sections("custom").into_iter().filter_map(custom).collect();
+fn output(mut section: Section<'_, '_>, cameras: usize, outside: &Outside<'_>) -> OutputConfig {
+    let custom = section.sections("custom").into_iter().filter_map(|section| custom(section, outside)).collect();
     let output = OutputConfig {
         snapshots: snapshots(section.section("snapshots")),
         file: file(section.section("file"), cameras),
@@ -302,18 +311,23 @@ fn rtsp(mut section: Section<'_, '_>) -> Option<RtspConfig> {
     Some(RtspConfig { listen: listen? })
 }
 
-fn custom(mut section: Section<'_, '_>) -> Option<CustomConfig> {
+fn custom(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<CustomConfig> {
     let pipeline = required(&mut section, "pipeline", "a gst-launch fragment that ends in a sink");
+    if let Some(pipeline) = &pipeline
+        && let Err(why) = (outside.check_fragment)(&pipeline.value)
+    {
+        section.fault("pipeline", pipeline.offset, &format!("is no gst-launch fragment: {why}"));
+    }
     section.finish();
     Some(CustomConfig { pipeline: pipeline?.value })
 }
 
-fn mqtt(mut section: Section<'_, '_>, env: Env<'_>) -> Option<MqttConfig> {
+fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfig> {
     section.exists().then_some(())?;
     let host = required(&mut section, "host", "the broker's name or address");
     let port = port(&mut section);
     let username = section.text("username").map(|text| text.value);
-    let password = password(&mut section, Some("PALISADE_MQTT_PASSWORD"), env);
+    let password = password(&mut section, Some("PALISADE_MQTT_PASSWORD"), outside);
     let topic_prefix = topic_prefix(&mut section);
     let qos = section.integer("qos", 0..=2, 1) as u8;
     let encrypted = section.flag("tls", false);

@@ -4,7 +4,9 @@ use crate::base::redact::ExposeSecret;
 const CAMERA: &str = "[[camera]]\nid = \"street\"\nuri = \"rtsp://cam/main\"\nprompt = \"detect cat; dog\"\n";
 
 fn read(text: &str) -> Result<Config, Vec<Fault>> {
-    parse(text, &|name| (name == "PALISADE_CAMERA_STREET_PASSWORD").then(|| "from-env".to_owned()))
+    let env = |name: &str| (name == "PALISADE_CAMERA_STREET_PASSWORD").then(|| "from-env".to_owned());
+    let check_fragment = |fragment: &str| if fragment == "nonsense" { Err("no element \"nonsense\"".to_owned()) } else { Ok(()) };
+    parse(text, &Outside { env: &env, check_fragment: &check_fragment })
 }
 
 fn faults(text: &str) -> Vec<String> {
@@ -68,8 +70,15 @@ fn an_empty_file_lacks_a_model_and_a_camera() {
 }
 
 #[test]
+fn paths_and_fragments_are_tried() {
+    let found = faults(&format!("[model]\npath = \"no/such\"\n[[output.custom]]\npipeline = \"nonsense\"\n{CAMERA}"));
+    assert_eq!(found[0], "line 2: model.path no/such is no folder; must hold config.json, tokenizer.json and the weights");
+    assert_eq!(found[1], "line 4: output.custom[0].pipeline is no gst-launch fragment: no element \"nonsense\"");
+}
+
+#[test]
 fn ids_are_unique_and_files_have_room_for_each_camera() {
-    let found = faults(&format!("[model]\npath = \"m\"\n[output.file]\npath = \"a.mp4\"\n{CAMERA}{CAMERA}"));
+    let found = faults(&format!("[model]\npath = \"samples\"\n[output.file]\npath = \"a.mp4\"\n{CAMERA}{CAMERA}"));
     assert_eq!(found.len(), 2, "{found:?}");
     assert_eq!(found[0], "line 4: output.file.path lacks {camera}; several cameras cannot share one file");
     assert!(found[1].starts_with("line 10: camera[1].id is \"street\" once more"), "{found:?}");
@@ -81,22 +90,22 @@ fn secrets_come_from_files_and_are_not_printed() {
     let file = folder.path().join("secret");
     std::fs::write(&file, "s3cr3t\n").unwrap();
     let text = format!(
-        "[model]\npath = \"m\"\n{CAMERA}password_file = {file:?}\n[mqtt]\nhost = \"h\"\nusername = \"u\"\npassword_file = {file:?}\n"
+        "[model]\npath = \"samples\"\n{CAMERA}password_file = {file:?}\n[mqtt]\nhost = \"h\"\nusername = \"u\"\npassword_file = {file:?}\n"
     );
     let config = read(&text).unwrap();
     assert_eq!(config.mqtt.as_ref().unwrap().password.as_ref().unwrap().expose_secret(), "s3cr3t");
     assert!(!format!("{config:?}").contains("s3cr3t"));
-    let found = faults(&format!("[model]\npath = \"m\"\n{CAMERA}password = \"s3cr3t\"\n"));
+    let found = faults(&format!("[model]\npath = \"samples\"\n{CAMERA}password = \"s3cr3t\"\n"));
     assert!(found.len() == 1 && !found[0].contains("s3cr3t"), "{found:?}");
-    let found = faults(&format!("[model]\npath = \"m\"\n{CAMERA}password_file = \"/nonexistent/x\"\n"));
+    let found = faults(&format!("[model]\npath = \"samples\"\n{CAMERA}password_file = \"/nonexistent/x\"\n"));
     assert!(found[0].starts_with("line 7: camera[0].password_file /nonexistent/x cannot be read"), "{found:?}");
 }
 
 #[test]
 fn the_shipped_example_is_valid_and_states_the_defaults() {
     let text = include_str!("../../../config/palisade.toml");
-    let config = parse(text, &|_| None).map_err(|faults| format!("{faults:?}")).unwrap();
-    let bare = parse(&format!("[model]\nid = \"google/paligemma2-3b-mix-224\"\n{CAMERA}"), &|_| None).unwrap();
+    let config = read(text).map_err(|faults| format!("{faults:?}")).unwrap();
+    let bare = read(&format!("[model]\nid = \"google/paligemma2-3b-mix-224\"\n{CAMERA}")).unwrap();
     assert_eq!(config.model.source, bare.model.source);
     assert_eq!(format!("{:?}", config.log), format!("{:?}", bare.log));
     assert_eq!(config.cameras[0].interval, bare.cameras[0].interval);

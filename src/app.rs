@@ -1,0 +1,209 @@
+//! Floor 5: the one place that knows every stage: builds them, wires them, and joins them in the order of the data.
+
+pub mod check;
+pub mod demo;
+pub mod log;
+pub mod oneshot;
+
+mod results;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+
+use crate::annotate::Annotator;
+use crate::base::clock::Utc;
+use crate::base::error::{Error, Kind, Result};
+use crate::base::mailbox::{Put, Putter, mailbox};
+use crate::base::metrics::Metrics;
+use crate::base::shutdown::Shutdown;
+use crate::base::systemd;
+use crate::base::thread::Thread;
+use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig};
+use crate::detect::{self, Detector, Job, PaliGemmaDetector};
+use crate::gate::Interval;
+use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
+use crate::mqtt::{self, Mqtt, Publisher};
+use crate::sink::snapshot::SnapshotSink;
+use crate::sink::video::{CustomSink, FileSink, RtspSink};
+use crate::sink::{Fanout, Sink};
+use crate::source::{self, Hooks, Source};
+use crate::types::{CameraId, CameraState, CameraStatus};
+use results::Results;
+
+/// From the order to stop: how long a worker may finish its frame; an answer of a large model may take longer.
+const WORKERS_GRACE: Duration = Duration::from_secs(2);
+
+/// From the order to stop: when every sink has finished its files. The service manager waits ten seconds in all.
+const SINKS_GRACE: Duration = Duration::from_secs(7);
+
+/// For the last messages and `offline`.
+const MQTT_GRACE: Duration = Duration::from_millis(1500);
+
+/// Runs until `shutdown`, or until every source has come to its end. Counts into `metrics`.
+///
+/// # Errors
+/// When a stage cannot be started: a model that cannot be loaded, a sink that cannot be opened, a TLS file that cannot
+/// be read. Once it runs, a lost camera, broker or sink is no error.
+pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()> {
+    source::init()?;
+    let ids: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
+    let sinks = open_sinks(&config.output, &ids)?;
+    let model = load_model(&config.model)?;
+    let mqtt = start_mqtt(&config, &ids, &model, metrics)?;
+    let daemon = Daemon::start(config, sinks, &model, mqtt, shutdown, metrics)?;
+    systemd::ready();
+    tracing::info!(model = model.name(), cameras = ids.len(), "running");
+    daemon.wait(shutdown);
+    systemd::stopping();
+    daemon.stop(shutdown);
+    Ok(())
+}
+
+fn open_sinks(config: &OutputConfig, cameras: &[CameraId]) -> Result<Vec<Box<dyn Sink>>> {
+    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    if let Some(config) = &config.snapshots {
+        sinks.push(Box::new(SnapshotSink::open(config.clone(), cameras)?));
+    }
+    if let Some(config) = &config.file {
+        sinks.push(Box::new(FileSink::new(config.clone())?));
+    }
+    if let Some(config) = &config.rtsp {
+        sinks.push(Box::new(RtspSink::new(*config, cameras)?));
+    }
+    for (index, config) in config.custom.iter().enumerate() {
+        sinks.push(Box::new(CustomSink::new(index, config.clone())?));
+    }
+    Ok(sinks)
+}
+
+/// Finds, downloads where need be, and loads the model.
+fn load_model(config: &ModelConfig) -> Result<PaliGemma> {
+    let mut hub = HubOptions::from_env();
+    // Each step of a download asks the service manager for more time.
+    hub.progress = Some(Arc::new(|_, _| systemd::extend_start(60)));
+    let begin = Instant::now();
+    let snapshot = model::resolve(&config.source, &hub)?;
+    systemd::extend_start(300);
+    let model = PaliGemma::load(&snapshot, LoadOptions { device: config.device, dtype: config.dtype })?;
+    tracing::info!(model = model.name(), seconds = begin.elapsed().as_secs_f32(), "model loaded");
+    Ok(model)
+}
+
+fn start_mqtt(config: &Config, cameras: &[CameraId], model: &PaliGemma, metrics: &Metrics) -> Result<Option<Mqtt>> {
+    let Some(mqtt) = config.mqtt.clone() else { return Ok(None) };
+    let context = mqtt::Context { model: model.name().to_owned(), run: uuid::Uuid::new_v4().to_string() };
+    mqtt::start(mqtt, cameras, context, metrics).map(Some)
+}
+
+/// The running stages, in the order of the data.
+struct Daemon {
+    sources: Vec<Source>,
+    workers: Vec<Thread>,
+    results: Results,
+    mqtt: Option<Mqtt>,
+}
+
+impl Daemon {
+    fn start(
+        config: Config,
+        sinks: Vec<Box<dyn Sink>>,
+        model: &PaliGemma,
+        mqtt: Option<Mqtt>,
+        shutdown: &Shutdown,
+        metrics: &Metrics,
+    ) -> Result<Self> {
+        let publisher = mqtt.as_ref().map(Mqtt::publisher);
+        let (putters, jobs) = mailbox(config.cameras.len());
+        let (send, found) = bounded(config.model.workers);
+        let limits = Limits { max_new_tokens: config.model.max_new_tokens, min_score: config.model.min_score, suppress: Vec::new() };
+        let detectors = (0..config.model.workers)
+            .map(|_| Box::new(PaliGemmaDetector::new(model, limits.clone())) as Box<dyn Detector>)
+            .collect();
+        let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, publisher.clone(), metrics)?;
+        let workers = detect::start(detectors, &jobs, &send, metrics)?;
+        let mut sources = Vec::new();
+        for (camera, putter) in config.cameras.into_iter().zip(putters) {
+            if camera.enabled {
+                sources.push(start_source(camera, putter, publisher.clone(), shutdown, metrics)?);
+            } else {
+                told(&publisher, &disabled(&camera.id));
+            }
+        }
+        if sources.is_empty() {
+            return Err(Error::new(Kind::Config, "every camera is disabled; set enabled = true for at least one"));
+        }
+        Ok(Self { sources, workers, results, mqtt })
+    }
+
+    /// Returns when the flag goes up or no source is left.
+    fn wait(&self, shutdown: &Shutdown) {
+        while !shutdown.wait(Duration::from_millis(100)) {
+            if self.sources.iter().all(Source::is_finished) {
+                tracing::info!("every source has come to its end");
+                return;
+            }
+        }
+    }
+
+    fn stop(self, shutdown: &Shutdown) {
+        // After the natural end of all sources the last frames are still looked at, however long the model takes.
+        while !shutdown.is_set() && !self.workers.iter().all(Thread::is_finished) {
+            shutdown.wait(Duration::from_millis(20));
+        }
+        let begin = Instant::now();
+        for source in self.sources {
+            source.join_until(begin + WORKERS_GRACE);
+        }
+        for worker in self.workers {
+            if !worker.join_until(begin + WORKERS_GRACE) {
+                tracing::warn!("a frame in the model was given up; its answer would have come too late");
+            }
+        }
+        self.results.finish(Instant::now() + (SINKS_GRACE - WORKERS_GRACE));
+        if let Some(mqtt) = self.mqtt {
+            mqtt.finish(MQTT_GRACE);
+        }
+        tracing::info!(seconds = begin.elapsed().as_secs_f32(), "stopped");
+    }
+}
+
+fn start_source(
+    camera: CameraConfig,
+    putter: Putter<Job>,
+    publisher: Option<Publisher>,
+    shutdown: &Shutdown,
+    metrics: &Metrics,
+) -> Result<Source> {
+    let mut gate = Interval::new(camera.interval);
+    let prompt = Arc::new(camera.prompt.clone());
+    let dropped = metrics.counter("frames_dropped", camera.id.as_str());
+    let hooks = Hooks {
+        admit: Box::new(move |candidate| gate.admit(candidate.received)),
+        deliver: Box::new(move |frame| {
+            if putter.put(Job { frame, prompt: prompt.clone() }) != Put::Stored {
+                dropped.add();
+            }
+        }),
+        status: Box::new(move |status| told(&publisher, &status)),
+    };
+    source::start(camera, hooks, metrics, shutdown.clone())
+}
+
+fn disabled(camera: &CameraId) -> CameraStatus {
+    let reason = "disabled in the configuration".to_owned();
+    CameraStatus { camera: camera.clone(), state: CameraState::Disabled, reason, since: Utc::now(), fps: 0.0 }
+}
+
+/// A change of a camera's state: one log line and one retained message.
+fn told(publisher: &Option<Publisher>, status: &CameraStatus) {
+    let (camera, state, reason) = (&status.camera, status.state.name(), &status.reason);
+    match status.state {
+        CameraState::Stalled | CameraState::Backoff | CameraState::Failed => tracing::warn!(%camera, state, "{reason}"),
+        CameraState::Connecting | CameraState::Running | CameraState::Disabled => tracing::info!(%camera, state, "{reason}"),
+    }
+    if let Some(publisher) = publisher {
+        publisher.camera_status(status);
+    }
+}

@@ -1,0 +1,51 @@
+//! Where log lines go: text for a person, JSON for a collector, fields for the journal.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, fmt};
+
+use crate::base::clock::Utc;
+use crate::base::error::{Context, Kind, Result};
+use crate::config::{LogConfig, LogFormat};
+
+/// Starts the log on standard error or the journal, once per process.
+///
+/// # Errors
+/// When the journal was asked for and is not there, or the log runs already.
+pub fn start(config: &LogConfig) -> Result<()> {
+    // Libraries only when something is wrong: at debug some of them would write addresses with credentials.
+    let filter = EnvFilter::new(format!("warn,palisade={}", config.level));
+    let format = match config.format {
+        LogFormat::Auto if under_journal() => LogFormat::Journald,
+        LogFormat::Auto => LogFormat::Text,
+        chosen => chosen,
+    };
+    let layer: Box<dyn Layer<Registry> + Send + Sync> = match format {
+        LogFormat::Json => fmt::layer().json().flatten_event(true).with_timer(Clock).with_writer(std::io::stderr).boxed(),
+        LogFormat::Journald => tracing_journald::layer().context(Kind::Io, || "log.format is journald, but the journal cannot be reached")?.boxed(),
+        LogFormat::Auto | LogFormat::Text => {
+            let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            fmt::layer().with_target(false).with_timer(Clock).with_ansi(colours).with_writer(std::io::stderr).boxed()
+        }
+    };
+    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().context(Kind::Internal, || "the log runs already")
+}
+
+/// Whether standard error is connected to the journal: the service manager then sets this variable.
+fn under_journal() -> bool {
+    std::env::var_os("JOURNAL_STREAM").is_some() && !std::io::stderr().is_terminal()
+}
+
+/// UTC with milliseconds, as in every payload.
+struct Clock;
+
+impl FormatTime for Clock {
+    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
+        write!(writer, "{}", Utc::now())
+    }
+}

@@ -1,0 +1,255 @@
+//! One picture through the model and no daemon: `detect` for people and scripts, `probe` for comparing implementations.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use serde_json::{Value, json};
+
+use crate::annotate::Annotator;
+use crate::base::error::{Context, Error, Kind, Result};
+use crate::config::{Device, Dtype, ModelSource, is_hub_id};
+use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma, Session};
+use crate::mqtt::payload;
+use crate::types::{Answer, Prompt};
+
+/// The largest picture read: 8192 pixels either way.
+const MAX_SIDE: u32 = 8192;
+
+/// The most memory a picture may take while it is decoded, in bytes.
+const MAX_BYTES: u64 = 128 << 20;
+
+/// What `palisade detect` is asked to do.
+pub struct DetectArgs {
+    /// What is asked.
+    pub prompt: Prompt,
+    /// A folder or hub id.
+    pub model: ModelSource,
+    /// What computes.
+    pub device: Device,
+    /// The weights' type in memory.
+    pub dtype: Dtype,
+    /// The answer's bound in tokens.
+    pub max_new_tokens: usize,
+    /// One JSON object a picture instead of text.
+    pub json: bool,
+    /// Where the annotated picture goes; for several pictures, a folder.
+    pub annotate: Option<PathBuf>,
+    /// The pictures.
+    pub images: Vec<PathBuf>,
+}
+
+/// A model as named on the command line: a folder that is there, else `owner/name[@revision]`.
+///
+/// # Errors
+/// When it is neither.
+pub fn model_source(text: &str) -> Result<ModelSource> {
+    if Path::new(text).is_dir() {
+        return Ok(ModelSource::Folder(text.into()));
+    }
+    let (id, revision) = text.split_once('@').map_or((text, None), |(id, revision)| (id, Some(revision.to_owned())));
+    if is_hub_id(id) && revision.as_deref() != Some("") {
+        return Ok(ModelSource::Hub { id: id.to_owned(), revision });
+    }
+    Err(Error::new(Kind::Input, format!("model {text:?} is neither a folder here nor of the form owner/name[@revision]")))
+}
+
+/// Looks at each picture. One that fails is told on standard error and does not stop the others; returns how many did.
+///
+/// # Errors
+/// When the model cannot be loaded, or the output cannot be written.
+pub fn detect(args: &DetectArgs) -> Result<usize> {
+    let several = args.images.len() > 1;
+    if let Some(folder) = args.annotate.as_ref().filter(|_| several) {
+        std::fs::create_dir_all(folder).context(Kind::Io, || format!("--annotate {} cannot be made a folder for several pictures", folder.display()))?;
+    }
+    let model = load(&args.model, args.device, args.dtype)?;
+    let mut looker = Looker { session: model.session(), annotator: Annotator::new()?, model: model.name(), args, several };
+    let mut failed = 0;
+    for image in &args.images {
+        match looker.look(image) {
+            Ok(text) => print(&text)?,
+            Err(error) => {
+                failed += 1;
+                eprintln!("palisade: {}", error.chain());
+            }
+        }
+    }
+    Ok(failed)
+}
+
+struct Looker<'a> {
+    session: Session,
+    annotator: Annotator,
+    model: &'a str,
+    args: &'a DetectArgs,
+    several: bool,
+}
+
+impl Looker<'_> {
+    fn look(&mut self, path: &Path) -> Result<String> {
+        let image = read_image(path)?;
+        let limits = Limits { max_new_tokens: self.args.max_new_tokens, min_score: 0.0, suppress: Vec::new() };
+        let begin = Instant::now();
+        let answer = self.session.answer(&image, self.args.prompt.text(), &limits).context(Kind::Input, || path.display().to_string())?;
+        let millis = begin.elapsed().as_secs_f64() * 1000.0;
+        self.annotate(path, &image, &answer)?;
+        if self.args.json {
+            return Ok(self.as_json(path, &image, &answer, millis).to_string());
+        }
+        Ok(as_text(path, &image, &answer, millis))
+    }
+
+    fn annotate(&self, path: &Path, image: &RgbImage, answer: &Answer) -> Result<()> {
+        let Some(target) = &self.args.annotate else { return Ok(()) };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let target = if self.several { target.join(format!("{name}.png")) } else { target.clone() };
+        let caption = format!("{name}   {}", self.args.prompt.text());
+        let drawn = self.annotator.draw(image, &answer.detections, &caption);
+        drawn.save(&target).context(Kind::Io, || format!("annotated picture {} cannot be written", target.display()))
+    }
+
+    fn as_json(&self, path: &Path, image: &RgbImage, answer: &Answer, millis: f64) -> Value {
+        let (width, height) = image.dimensions();
+        let mut object = json!({
+            "image": path.display().to_string(),
+            "frame": {"width": width, "height": height},
+            "prompt": self.args.prompt.text(),
+            "prompt_id": self.args.prompt.id(),
+            "model": self.model,
+            "latency_ms": {"inference": (millis * 10.0).round() / 10.0},
+        });
+        if let (Value::Object(object), Value::Object(answer)) = (&mut object, payload::answer(answer, width, height)) {
+            object.extend(answer);
+        }
+        object
+    }
+}
+
+fn as_text(path: &Path, image: &RgbImage, answer: &Answer, millis: f64) -> String {
+    let (width, height) = image.dimensions();
+    let mut text = format!("{}  {width}×{height}  {millis:.0} ms\n  raw: {}\n", path.display(), answer.raw);
+    if answer.detections.is_empty() {
+        text.push_str("  nothing found\n");
+    }
+    for found in &answer.detections {
+        let (share, pixels) = (found.box01, found.box01.to_pixels(width, height));
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "  {:<16} score {:.2}  x {:.4}..{:.4}  y {:.4}..{:.4}  pixels x {}..{} y {}..{}",
+            found.label, found.score, share.x_min, share.x_max, share.y_min, share.y_max, pixels.x_min, pixels.x_max, pixels.y_min, pixels.y_max
+        );
+    }
+    for rejected in &answer.rejected {
+        let _ = writeln!(text, "  dropped ({}): {}", rejected.why, rejected.text);
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+/// What `palisade probe` is asked to do.
+pub struct ProbeArgs {
+    /// A folder or hub id.
+    pub model: ModelSource,
+    /// Passed to the model as written.
+    pub prompt: String,
+    /// The picture.
+    pub image: PathBuf,
+    /// The answer's bound in tokens.
+    pub tokens: usize,
+    /// What computes.
+    pub device: Device,
+    /// The weights' type in memory.
+    pub dtype: Dtype,
+    /// Token ids the model may not write.
+    pub suppress: Vec<u32>,
+}
+
+/// Prints one JSON object with every number that another implementation can be held against.
+///
+/// # Errors
+/// When the model, picture or prompt cannot be used.
+pub fn probe(args: &ProbeArgs) -> Result<()> {
+    let image = read_image(&args.image)?;
+    let model = load(&args.model, args.device, args.dtype)?;
+    let limits = Limits { max_new_tokens: args.tokens, min_score: 0.0, suppress: args.suppress.clone() };
+    let generation = model.session().generate(&image, &args.prompt, &limits)?;
+    let object = json!({
+        "model": model.name(),
+        "prompt": args.prompt,
+        "input_ids": generation.input_ids,
+        "first_logits": generation.first_logits,
+        "generated_ids": generation.generated_ids,
+        "token_logprobs": generation.token_logprobs,
+        "suppressed_ids": args.suppress,
+        "text": generation.text,
+        "finish": generation.finish.name(),
+    });
+    print(&object.to_string())
+}
+
+fn load(source: &ModelSource, device: Device, dtype: Dtype) -> Result<PaliGemma> {
+    let snapshot = model::resolve(source, &HubOptions::from_env())?;
+    PaliGemma::load(&snapshot, LoadOptions { device, dtype })
+}
+
+/// Reads a picture of any common format, turned upright by its EXIF orientation.
+///
+/// # Errors
+/// When it is no picture, is damaged, or is larger than 8192×8192 pixels or 128 MiB.
+pub fn read_image(path: &Path) -> Result<RgbImage> {
+    let fail = || format!("image {} cannot be read", path.display());
+    let mut reader = ImageReader::open(path).context(Kind::Input, fail)?.with_guessed_format().context(Kind::Input, fail)?;
+    let mut limits = image::Limits::default();
+    limits.max_image_width = Some(MAX_SIDE);
+    limits.max_image_height = Some(MAX_SIDE);
+    limits.max_alloc = Some(MAX_BYTES);
+    reader.limits(limits);
+    let too_large = || format!("{}; must be a whole PNG, JPEG, GIF, BMP or WebP of at most {MAX_SIDE}×{MAX_SIDE} pixels and {} MiB", fail(), MAX_BYTES >> 20);
+    let mut decoder = reader.into_decoder().context(Kind::Input, too_large)?;
+    let (width, height) = decoder.dimensions();
+    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
+    if width > MAX_SIDE || height > MAX_SIDE || decoder.total_bytes() > MAX_BYTES {
+        return Err(Error::new(Kind::Input, format!("{}: it is {width}×{height}", too_large())));
+    }
+    let mut image = DynamicImage::from_decoder(decoder).context(Kind::Input, too_large)?;
+    image.apply_orientation(orientation);
+    Ok(image.to_rgb8())
+}
+
+/// One line to standard output; a reader that went away is an error like any other, not a panic.
+fn print(line: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).context(Kind::Io, || "standard output cannot be written")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_a_folder_or_a_hub_id() {
+        assert_eq!(model_source("samples").unwrap(), ModelSource::Folder("samples".into()));
+        let hub = ModelSource::Hub { id: "google/paligemma2-3b-mix-224".into(), revision: Some("abc".into()) };
+        assert_eq!(model_source("google/paligemma2-3b-mix-224@abc").unwrap(), hub);
+        for bad in ["nonsense", "a/b/c", "a/b@", "/no/such/folder"] {
+            assert!(model_source(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn broken_and_huge_pictures_are_sentences() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.png");
+        std::fs::write(&path, b"\x89PNG\r\n\x1a\nnonsense").unwrap();
+        assert!(read_image(&path).unwrap_err().chain().contains("must be a whole PNG"));
+        RgbImage::new(9000, 2).save(&path).unwrap();
+        assert!(read_image(&path).unwrap_err().chain().contains("8192"));
+        RgbImage::new(30, 20).save(&path).unwrap();
+        assert_eq!(read_image(&path).unwrap().dimensions(), (30, 20));
+        assert!(read_image(&folder.path().join("none.jpg")).unwrap_err().chain().contains("No such file"));
+    }
+}

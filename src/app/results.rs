@@ -1,0 +1,101 @@
+//! The thread behind the workers: numbers each answer, publishes it, draws it, hands it to the sinks, and gives the
+//! camera's ticket back.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+
+use crate::annotate::Annotator;
+use crate::base::error::Result;
+use crate::base::metrics::Metrics;
+use crate::base::thread::{self, Thread};
+use crate::detect::{Found, Job};
+use crate::mqtt::Publisher;
+use crate::sink::{Fanout, Picture};
+use crate::types::{CameraId, Looked};
+
+/// How long sinks may take to finish their files, once told.
+const SINKS: Duration = Duration::from_secs(5);
+
+/// The running thread.
+pub(super) struct Results {
+    thread: Thread,
+    cut: Sender<()>,
+}
+
+impl Results {
+    /// Starts the thread; it ends when the workers are gone, or at `finish`.
+    pub(super) fn start(
+        found: Receiver<Found>,
+        fanout: Fanout,
+        annotator: Annotator,
+        publisher: Option<Publisher>,
+        metrics: &Metrics,
+    ) -> Result<Self> {
+        let (cut, until) = bounded::<()>(0);
+        let mut step = Step { fanout, annotator, publisher, metrics: metrics.clone(), seqs: HashMap::new() };
+        let thread = thread::spawn("results", move || {
+            loop {
+                select! {
+                    recv(found) -> one => match one {
+                        Ok(one) => step.step(one),
+                        Err(_) => break,
+                    },
+                    recv(until) -> _ => break,
+                }
+            }
+            step.fanout.finish(Instant::now() + SINKS);
+        })?;
+        Ok(Self { thread, cut })
+    }
+
+    /// Takes no more answers (those of a worker left behind would come too late) and waits for the sinks.
+    pub(super) fn finish(self, deadline: Instant) {
+        drop(self.cut);
+        if !self.thread.join_until(deadline) {
+            tracing::error!("sinks did not finish in time");
+        }
+    }
+}
+
+struct Step {
+    fanout: Fanout,
+    annotator: Annotator,
+    publisher: Option<Publisher>,
+    metrics: Metrics,
+    seqs: HashMap<CameraId, u64>,
+}
+
+impl Step {
+    fn step(&mut self, found: Found) {
+        let Found { job: Job { frame, prompt }, answer, queued, inference, ticket } = found;
+        let seq = self.seqs.entry(frame.camera.clone()).or_default();
+        *seq += 1;
+        let total = frame.received.elapsed();
+        self.metrics.counter("frames_analysed", frame.camera.as_str()).add();
+        self.metrics.latency("total", "all").record(total);
+        let looked = Looked { frame, seq: *seq, prompt, answer: Arc::new(answer), queued, inference, total };
+        if let Some(publisher) = &self.publisher {
+            publisher.looked(&looked);
+        }
+        if !self.fanout.is_empty() {
+            self.fanout.offer(&self.picture(&looked));
+        }
+        drop(ticket);
+    }
+
+    fn picture(&self, looked: &Looked) -> Picture {
+        let frame = &looked.frame;
+        let detections = &looked.answer.detections;
+        let count = match detections.len() {
+            0 => "nothing found".to_owned(),
+            1 => "1 object".to_owned(),
+            many => format!("{many} objects"),
+        };
+        let caption = format!("{}   {}   {count}", frame.camera, frame.captured.local());
+        let image = Arc::new(self.annotator.draw(&frame.image, detections, &caption));
+        Picture { camera: frame.camera.clone(), captured: frame.captured, image }
+    }
+}

@@ -1,0 +1,112 @@
+//! Why the link is down, in a sentence that names the broker and what to look at, and how often that is said.
+
+use std::time::{Duration, Instant};
+
+use rumqttc::{ConnectReturnCode, ConnectionError, StateError};
+
+/// The least time between two lines about the same trouble.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// Why there is no link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// For the operator; without credentials.
+    pub sentence: String,
+    /// The broker said no, and will until somebody changes something: try rarely.
+    pub refused: bool,
+}
+
+impl Trouble {
+    /// A trouble that may pass by itself.
+    pub fn passing(sentence: String) -> Self {
+        Self { sentence, refused: false }
+    }
+
+    /// What `error` means for the link to `broker` (`host:port`).
+    pub fn from_error(broker: &str, error: &ConnectionError) -> Self {
+        let sentence = match error {
+            ConnectionError::ConnectionRefused(code) => return Self::from_refusal(broker, *code),
+            ConnectionError::NetworkTimeout => format!("broker {broker} did not answer in time"),
+            ConnectionError::FlushTimeout => format!("broker {broker} takes no more data"),
+            ConnectionError::Tls(cause) => {
+                format!(
+                    "broker {broker} could not be reached over TLS: {cause}; check mqtt.ca_file, and that its certificate names this host"
+                )
+            }
+            ConnectionError::Io(cause) => format!("broker {broker} cannot be reached: {cause}"),
+            ConnectionError::MqttState(StateError::AwaitPingResp) => format!("broker {broker} stopped answering pings"),
+            ConnectionError::MqttState(StateError::ConnectionAborted) => format!("broker {broker} closed the connection"),
+            other => format!("link to broker {broker} failed: {other}"),
+        };
+        Self::passing(sentence)
+    }
+
+    fn from_refusal(broker: &str, code: ConnectReturnCode) -> Self {
+        let (why, refused) = match code {
+            ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => {
+                ("the login; check mqtt.username and mqtt.password_file", true)
+            }
+            ConnectReturnCode::BadClientId => ("the client id; check mqtt.client_id", true),
+            ConnectReturnCode::RefusedProtocolVersion => ("MQTT 3.1.1; must be a broker that speaks it", true),
+            ConnectReturnCode::ServiceUnavailable | ConnectReturnCode::Success => ("the connection for now", false),
+        };
+        Self { sentence: format!("broker {broker} refused {why}"), refused }
+    }
+}
+
+/// Lets the first of a kind of line through, and the same again only after a while.
+#[derive(Debug, Default)]
+pub struct Quiet {
+    last: Option<(Instant, String)>,
+}
+
+impl Quiet {
+    /// Whether to say `line` now. Another line is let through after a second.
+    pub fn lets(&mut self, line: &str, now: Instant) -> bool {
+        let lets = self.last.as_ref().is_none_or(|(at, last)| {
+            let least = if last == line { QUIET } else { Duration::from_secs(1) };
+            now.saturating_duration_since(*at) >= least
+        });
+        if lets {
+            self.last = Some((now, line.to_owned()));
+        }
+        lets
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_refused_login_names_what_to_check_and_is_tried_rarely() {
+        let trouble = Trouble::from_error("hub:1883", &ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized));
+        assert_eq!(trouble.sentence, "broker hub:1883 refused the login; check mqtt.username and mqtt.password_file");
+        assert!(trouble.refused);
+        let busy = Trouble::from_error("hub:1883", &ConnectionError::ConnectionRefused(ConnectReturnCode::ServiceUnavailable));
+        assert!(!busy.refused);
+    }
+
+    #[test]
+    fn a_passing_trouble_names_broker_and_cause() {
+        let error = ConnectionError::Io(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
+        assert_eq!(
+            Trouble::from_error("hub:1883", &error),
+            Trouble::passing("broker hub:1883 cannot be reached: connection refused".into())
+        );
+    }
+
+    #[test]
+    fn the_same_line_is_said_once_a_minute() {
+        let start = Instant::now();
+        let at = |secs| start + Duration::from_secs(secs);
+        let mut quiet = Quiet::default();
+        let said: Vec<bool> = [("a", 0), ("a", 5), ("b", 6), ("b", 6), ("a", 6), ("b", 65), ("b", 66)]
+            .into_iter()
+            .map(|(line, secs)| quiet.lets(line, at(secs)))
+            .collect();
+        assert_eq!(said, [true, false, true, false, false, false, true]);
+    }
+}

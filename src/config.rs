@@ -92,12 +92,27 @@ pub struct CameraConfig {
     pub prompt: Prompt,
     /// Time between looks.
     pub interval: Duration,
+    /// Which frames are decoded.
+    pub decode: Decode,
     /// For RTSP and HTTP.
     pub username: Option<String>,
     /// For RTSP and HTTP.
     pub password: Option<SecretString>,
     /// A disabled camera is not opened.
     pub enabled: bool,
+}
+
+/// Which frames of a stream are decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Decode {
+    /// Chosen by the program; at present every frame.
+    #[default]
+    Auto,
+    /// Keyframes only: a fourteenth of the work at a keyframe every two seconds. A stream with B-frames then gives
+    /// its pictures about two keyframes late, for the decoder holds each back to put it in order.
+    Keyframes,
+    /// Every frame.
+    All,
 }
 
 /// Every sink; several may run at once.

@@ -93,7 +93,7 @@ fn load_model(config: &ModelConfig) -> Result<PaliGemma> {
 
 fn start_mqtt(config: &Config, cameras: &[CameraId], model: &PaliGemma, metrics: &Metrics) -> Result<Option<Mqtt>> {
     let Some(mqtt) = config.mqtt.clone() else { return Ok(None) };
-    let context = mqtt::Context { model: model.name().to_owned(), run: uuid::Uuid::new_v4().to_string() };
+    let context = mqtt::Context { model: model.name().to_owned(), run: uuid::Uuid::new_v4() };
     mqtt::start(mqtt, cameras, context, metrics).map(Some)
 }
 
@@ -118,9 +118,8 @@ impl Daemon {
         let (putters, jobs) = mailbox(config.cameras.len());
         let (send, found) = bounded(config.model.workers);
         let limits = Limits { max_new_tokens: config.model.max_new_tokens, min_score: config.model.min_score, suppress: Vec::new() };
-        let detectors = (0..config.model.workers)
-            .map(|_| Box::new(PaliGemmaDetector::new(model, limits.clone())) as Box<dyn Detector>)
-            .collect();
+        let detectors =
+            (0..config.model.workers).map(|_| Box::new(PaliGemmaDetector::new(model, limits.clone())) as Box<dyn Detector>).collect();
         let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, publisher.clone(), metrics)?;
         let workers = detect::start(detectors, &jobs, &send, metrics)?;
         let mut sources = Vec::new();

@@ -152,8 +152,11 @@ fn run(file: &std::path::Path) -> ExitCode {
         }
     };
     let shutdown = Shutdown::new();
-    let started = app::log::start(&config.log).and_then(|()| stop_on_signals(&shutdown));
-    match started.and_then(|()| app::run(config, &shutdown, &Metrics::new())) {
+    if let Err(error) = app::log::start(&config.log) {
+        eprintln!("palisade: {}", error.chain());
+        return ExitCode::FAILURE;
+    }
+    match stop_on_signals(&shutdown).and_then(|()| app::run(config, &shutdown, &Metrics::new())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", error.chain());

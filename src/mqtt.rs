@@ -8,7 +8,7 @@
 
 mod health;
 mod link;
-mod payload;
+pub mod payload;
 mod pending;
 mod queue;
 mod tls;

@@ -1,1 +1,147 @@
 //! Floor 3: a camera or file becomes frames.
+//!
+//! One supervisor thread per camera builds the whole pipeline, watches it, and builds it anew when it fails. A gate
+//! ahead of the colour conversion asks whether a decoded frame is wanted, so only those are converted to RGB.
+
+mod fault;
+mod location;
+mod pipeline;
+mod supervisor;
+mod tap;
+mod watch;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::base::clock::Utc;
+use crate::base::error::{Context, Kind, Result};
+use crate::base::metrics::Metrics;
+use crate::base::shutdown::Shutdown;
+use crate::base::thread::{self, Thread};
+use crate::config::CameraConfig;
+use crate::types::{CameraStatus, Frame, TimeSource};
+
+/// What is known of a decoded frame before it is converted.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    /// When it left the decoder.
+    pub received: Instant,
+    /// When it was taken.
+    pub captured: Utc,
+    /// What `captured` rests on.
+    pub time_source: TimeSource,
+    /// For files: time since the clip's start.
+    pub position: Option<Duration>,
+}
+
+/// What a source calls. All are dropped when the source ends, whatever becomes of its pipeline. A panic in one is
+/// caught and ends the attempt, not the daemon.
+pub struct Hooks {
+    /// Called on the streaming thread for each decoded frame, before any conversion; `true`: convert and deliver it.
+    pub admit: Box<dyn FnMut(Candidate) -> bool + Send>,
+    /// Called on the streaming thread with each admitted frame; must not block.
+    pub deliver: Box<dyn FnMut(Frame) + Send>,
+    /// Called on the supervisor's thread at each change of state, once.
+    pub status: Box<dyn FnMut(CameraStatus) + Send>,
+}
+
+/// The supervisor's waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// From the start of an attempt to its first decoded frame.
+    pub first_frame: Duration,
+    /// Without data from a live source.
+    pub stall: Duration,
+    /// Without a decoded frame while data comes, where only keyframes are decoded: cameras with a "smart" codec
+    /// send one every half minute.
+    pub keyframe_gap: Duration,
+    /// An attempt that delivered for so long starts the backoff anew.
+    pub healthy: Duration,
+    /// The first ceiling of the backoff.
+    pub backoff_first: Duration,
+    /// The last ceiling of the backoff.
+    pub backoff_most: Duration,
+    /// The least delay after refused credentials: cameras lock accounts after a few failures.
+    pub refused: Duration,
+    /// For a pipeline to reach NULL; after that it is left behind and counted.
+    pub teardown: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            first_frame: Duration::from_secs(20),
+            stall: Duration::from_secs(10),
+            keyframe_gap: Duration::from_secs(90),
+            healthy: Duration::from_secs(30),
+            backoff_first: Duration::from_secs(1),
+            backoff_most: Duration::from_secs(60),
+            refused: Duration::from_secs(30),
+            teardown: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A running camera or file.
+pub struct Source {
+    thread: Thread,
+    board: Arc<tap::Board>,
+}
+
+/// Makes GStreamer ready; further calls do nothing.
+///
+/// # Errors
+/// When GStreamer cannot start, as with a registry that cannot be written or loaded.
+pub fn init() -> Result<()> {
+    gstreamer::init().context(Kind::Pipeline, || "gstreamer cannot start")
+}
+
+/// Checks that `uri` is one this program can open, without opening it.
+///
+/// # Errors
+/// When its scheme is none of ours or its path is not absolute.
+pub fn check_uri(uri: &str) -> Result<()> {
+    location::Location::parse(uri).map(drop)
+}
+
+/// Starts the supervisor `cam-<id>`; it ends at `shutdown` or when a file was played once.
+///
+/// Counts, each with the camera's id: `frames_in` (decoded), `frames_sampled` (admitted), `reconnects`,
+/// `teardowns_abandoned`.
+///
+/// # Errors
+/// When the URI is unusable, GStreamer cannot start, or there is no thread to be had.
+pub fn start(config: CameraConfig, hooks: Hooks, metrics: &Metrics, shutdown: Shutdown) -> Result<Source> {
+    start_with(Limits::default(), config, hooks, metrics, shutdown)
+}
+
+/// As `start`, with other waits.
+///
+/// # Errors
+/// As `start`.
+pub fn start_with(limits: Limits, config: CameraConfig, hooks: Hooks, metrics: &Metrics, shutdown: Shutdown) -> Result<Source> {
+    init()?;
+    let location = location::Location::parse(&config.uri)?;
+    let board = Arc::new(tap::Board::new(config.id.clone()));
+    let name = format!("cam-{}", config.id);
+    let supervisor = supervisor::Supervisor::new(limits, config, location, hooks, metrics, shutdown, board.clone());
+    let thread = thread::spawn(name, move || supervisor.run())?;
+    Ok(Source { thread, board })
+}
+
+impl Source {
+    /// Whether the source has ended: its hooks are dropped.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// The latest status, with the frame rate measured over the last seconds.
+    pub fn status(&self) -> CameraStatus {
+        self.board.status()
+    }
+
+    /// Waits until `deadline` for the source's end; one still running then is left behind. Returns whether it ended.
+    pub fn join_until(self, deadline: Instant) -> bool {
+        self.thread.join_until(deadline)
+    }
+}

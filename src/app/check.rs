@@ -10,7 +10,5 @@ use crate::{sink, source};
 /// # Errors
 /// Every fault found.
 pub fn load(file: &Path) -> Result<Config, Faults> {
-    Config::load(file, &|fragment| {
-        source::init().and_then(|()| sink::video::check_fragment(fragment)).map_err(|error| error.chain())
-    })
+    Config::load(file, &|fragment| source::init().and_then(|()| sink::video::check_fragment(fragment)).map_err(|error| error.chain()))
 }

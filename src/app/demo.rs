@@ -43,7 +43,9 @@ pub fn run(samples: &Path, out: PathBuf, shutdown: &Shutdown) -> Result<()> {
     println!("palisade looks at {}; broker on 127.0.0.1:{port}; configuration {}", samples.join("street.mp4").display(), file.display());
     let lines = subscriber.0.stdout.take().ok_or_else(|| Error::new(Kind::Internal, "the subscriber has no output"))?;
     let shown = screen.clone();
-    let reader = thread::spawn("demo-lines", move || BufReader::new(lines).lines().map_while(|line| line.ok()).for_each(|line| shown.message(&line)))?;
+    let reader = thread::spawn("demo-lines", move || {
+        BufReader::new(lines).lines().map_while(|line| line.ok()).for_each(|line| shown.message(&line))
+    })?;
     let ended = app::run(config, shutdown, &metrics);
     // The last messages are on their way from the broker; its `offline` comes after all of them.
     screen.wait_for_offline(Duration::from_secs(3));
@@ -89,7 +91,8 @@ impl Drop for Running {
 }
 
 fn start(program: &str, command: &mut Command) -> Result<Running> {
-    let missing = || format!("{program} cannot be started; install it with: sudo apt install mosquitto mosquitto-clients (or run make demo)");
+    let missing =
+        || format!("{program} cannot be started; install it with: sudo apt install mosquitto mosquitto-clients (or run make demo)");
     command.stdin(Stdio::null()).spawn().map(Running).context(Kind::Io, missing)
 }
 
@@ -103,7 +106,10 @@ fn start_broker(out: &Path, port: u16) -> Result<Running> {
     let deadline = Instant::now() + Duration::from_secs(10);
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
         if let Ok(Some(status)) = broker.0.try_wait() {
-            return Err(Error::new(Kind::Io, format!("mosquitto ended at once with {status}; see what `{program} -c {}` says", file.display())));
+            return Err(Error::new(
+                Kind::Io,
+                format!("mosquitto ended at once with {status}; see what `{program} -c {}` says", file.display()),
+            ));
         }
         if Instant::now() > deadline {
             return Err(Error::new(Kind::Io, format!("mosquitto does not answer on 127.0.0.1:{port}")));
@@ -168,7 +174,11 @@ impl Screen {
         }
         let objects: Vec<String> = found.iter().map(object).collect();
         let objects = if objects.is_empty() { "nothing".to_owned() } else { objects.join("   ") };
-        self.line(&format!("{} #{:<4} {objects}", message["time"].as_str().and_then(|time| time.get(11..23)).unwrap_or("?"), message["seq"]));
+        self.line(&format!(
+            "{} #{:<4} {objects}",
+            message["time"].as_str().and_then(|time| time.get(11..23)).unwrap_or("?"),
+            message["seq"]
+        ));
     }
 
     fn line(&self, text: &str) {
@@ -198,7 +208,13 @@ impl Screen {
         };
         let bold = |text: &str| if std::io::stdout().is_terminal() { format!("\u{1b}[1m{text}\u{1b}[0m") } else { text.to_owned() };
         println!("{}", bold("summary"));
-        println!("  frames      {} seen, {} sampled, {} analysed, {} replaced by a newer one", count("frames_in"), count("frames_sampled"), count("frames_analysed"), count("frames_dropped"));
+        println!(
+            "  frames      {} seen, {} sampled, {} analysed, {} replaced by a newer one",
+            count("frames_in"),
+            count("frames_sampled"),
+            count("frames_analysed"),
+            count("frames_dropped")
+        );
         println!("  objects     {}", if objects.is_empty() { "none".to_owned() } else { objects.join(", ") });
         println!("  MQTT        {} detection messages reached the subscriber", heard.messages);
         println!("  model       {}", percentiles("inference"));

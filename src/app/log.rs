@@ -27,7 +27,9 @@ pub fn start(config: &LogConfig) -> Result<()> {
     };
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match format {
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_timer(Clock).with_writer(std::io::stderr).boxed(),
-        LogFormat::Journald => tracing_journald::layer().context(Kind::Io, || "log.format is journald, but the journal cannot be reached")?.boxed(),
+        LogFormat::Journald => {
+            tracing_journald::layer().context(Kind::Io, || "log.format is journald, but the journal cannot be reached")?.boxed()
+        }
         LogFormat::Auto | LogFormat::Text => {
             let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             fmt::layer().with_target(false).with_timer(Clock).with_ansi(colours).with_writer(std::io::stderr).boxed()

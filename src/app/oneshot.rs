@@ -63,7 +63,8 @@ pub fn model_source(text: &str) -> Result<ModelSource> {
 pub fn detect(args: &DetectArgs) -> Result<usize> {
     let several = args.images.len() > 1;
     if let Some(folder) = args.annotate.as_ref().filter(|_| several) {
-        std::fs::create_dir_all(folder).context(Kind::Io, || format!("--annotate {} cannot be made a folder for several pictures", folder.display()))?;
+        std::fs::create_dir_all(folder)
+            .context(Kind::Io, || format!("--annotate {} cannot be made a folder for several pictures", folder.display()))?;
     }
     let model = load(&args.model, args.device, args.dtype)?;
     let mut looker = Looker { session: model.session(), annotator: Annotator::new()?, model: model.name(), args, several };
@@ -140,7 +141,16 @@ fn as_text(path: &Path, image: &RgbImage, answer: &Answer, millis: f64) -> Strin
         let _ = writeln!(
             text,
             "  {:<16} score {:.2}  x {:.4}..{:.4}  y {:.4}..{:.4}  pixels x {}..{} y {}..{}",
-            found.label, found.score, share.x_min, share.x_max, share.y_min, share.y_max, pixels.x_min, pixels.x_max, pixels.y_min, pixels.y_max
+            found.label,
+            found.score,
+            share.x_min,
+            share.x_max,
+            share.y_min,
+            share.y_max,
+            pixels.x_min,
+            pixels.x_max,
+            pixels.y_min,
+            pixels.y_max
         );
     }
     for rejected in &answer.rejected {
@@ -208,7 +218,13 @@ pub fn read_image(path: &Path) -> Result<RgbImage> {
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_BYTES);
     reader.limits(limits);
-    let too_large = || format!("{}; must be a whole PNG, JPEG, GIF, BMP or WebP of at most {MAX_SIDE}×{MAX_SIDE} pixels and {} MiB", fail(), MAX_BYTES >> 20);
+    let too_large = || {
+        format!(
+            "{}; must be a whole PNG, JPEG, GIF, BMP or WebP of at most {MAX_SIDE}×{MAX_SIDE} pixels and {} MiB",
+            fail(),
+            MAX_BYTES >> 20
+        )
+    };
     let mut decoder = reader.into_decoder().context(Kind::Input, too_large)?;
     let (width, height) = decoder.dimensions();
     let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);

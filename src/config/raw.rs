@@ -56,7 +56,11 @@ fn model(mut section: Section<'_, '_>) -> ModelConfig {
         (Some(id), None) => hub_source(&section, id, revision),
         (None, Some(path)) => {
             if !Path::new(&path.value).is_dir() {
-                section.fault("path", path.offset, &format!("{} is no folder; must hold config.json, tokenizer.json and the weights", path.value));
+                section.fault(
+                    "path",
+                    path.offset,
+                    &format!("{} is no folder; must hold config.json, tokenizer.json and the weights", path.value),
+                );
             }
             if let Some(revision) = revision {
                 section.fault("revision", revision.offset, "has no meaning beside path; it picks a version on the hub");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::types::{Box01, CameraStatus, Detection, Looked, PixelBox};
+use crate::types::{Answer, Box01, CameraStatus, Detection, Looked, PixelBox};
 
 /// The version of the `detections` object.
 const SCHEMA: u32 = 1;
@@ -39,6 +39,12 @@ struct LookedWire<'a> {
     prompt_id: &'a str,
     model: &'a str,
     latency_ms: LatencyWire,
+    #[serde(flatten)]
+    answer: AnswerWire<'a>,
+}
+
+#[derive(Serialize)]
+struct AnswerWire<'a> {
     raw: &'a str,
     finish: &'static str,
     detections: Vec<DetectionWire<'a>>,
@@ -100,7 +106,7 @@ struct StatusWire<'a> {
 
 /// The `detections` object of one analysed frame. Boxes are shares (0..1) with four decimals, latencies milliseconds with one.
 pub fn looked(looked: &Looked, context: &Context) -> Vec<u8> {
-    let (frame, answer) = (&looked.frame, &looked.answer);
+    let frame = &looked.frame;
     let (width, height) = frame.image.dimensions();
     json(&LookedWire {
         schema: SCHEMA,
@@ -115,11 +121,23 @@ pub fn looked(looked: &Looked, context: &Context) -> Vec<u8> {
         prompt_id: looked.prompt.id(),
         model: &context.model,
         latency_ms: LatencyWire { queue: millis(looked.queued), inference: millis(looked.inference), total: millis(looked.total) },
+        answer: answer_wire(&looked.answer, width, height),
+    })
+}
+
+/// The part of it that only the picture decides: `raw`, `finish`, `detections` and `dropped` for a picture of
+/// `width` × `height` pixels.
+pub fn answer(answer: &Answer, width: u32, height: u32) -> serde_json::Value {
+    serde_json::to_value(answer_wire(answer, width, height)).unwrap_or_default()
+}
+
+fn answer_wire(answer: &Answer, width: u32, height: u32) -> AnswerWire<'_> {
+    AnswerWire {
         raw: &answer.raw,
         finish: answer.finish.name(),
         detections: answer.detections.iter().map(|detection| found(detection, width, height)).collect(),
         dropped: answer.rejected.iter().map(|rejected| DroppedWire { text: &rejected.text, why: rejected.why }).collect(),
-    })
+    }
 }
 
 /// The retained status object of a camera.

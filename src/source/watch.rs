@@ -1,0 +1,263 @@
+//! What the supervisor decides, without clocks or threads of its own: is an attempt alive, and what follows its end.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::base::backoff::Backoff;
+use crate::source::Limits;
+
+/// The span over which the frame rate is measured.
+const RATE_SPAN: Duration = Duration::from_secs(5);
+
+/// What has come out of a pipeline so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pulse {
+    /// Decoded frames.
+    pub frames: u64,
+    /// The last decoded frame.
+    pub last_frame: Option<Instant>,
+    /// The last data ahead of the decoder.
+    pub last_data: Option<Instant>,
+}
+
+/// Where an attempt stands.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Health {
+    /// No frame yet.
+    Waiting,
+    /// Frames come.
+    Running,
+    /// They do not, for the reason given.
+    Stalled(String),
+}
+
+/// How frames must come for a source to be alive.
+#[derive(Clone, Copy, Debug)]
+pub struct Watch {
+    /// The waits.
+    pub limits: Limits,
+    /// A file may hold any pause: it is never stalled once it runs.
+    pub live: bool,
+    /// Only keyframes are decoded.
+    pub keyframes: bool,
+}
+
+impl Watch {
+    /// Judges an attempt that began at `started`.
+    pub fn judge(&self, started: Instant, pulse: Pulse, now: Instant) -> Health {
+        let Some(last_frame) = pulse.last_frame else {
+            return match (now.duration_since(started), pulse.last_data) {
+                (waited, _) if waited < self.limits.first_frame => Health::Waiting,
+                // Data comes but its first keyframe does not: the same patience as later on.
+                (waited, Some(_)) if self.keyframes && waited < self.limits.keyframe_gap => Health::Waiting,
+                (waited, Some(_)) => Health::Stalled(format!("data came but no picture within {} s", waited.as_secs())),
+                (waited, None) => Health::Stalled(format!("no picture within {} s", waited.as_secs())),
+            };
+        };
+        if !self.live {
+            return Health::Running;
+        }
+        let silent = now.duration_since(last_frame);
+        let data_silent = pulse.last_data.map_or(silent, |at| now.duration_since(at).min(silent));
+        let stalled = if self.keyframes {
+            data_silent >= self.limits.stall || silent >= self.limits.keyframe_gap
+        } else {
+            silent >= self.limits.stall
+        };
+        if stalled { Health::Stalled(format!("no picture for {} s", silent.as_secs())) } else { Health::Running }
+    }
+}
+
+/// Frames a second over the last few.
+#[derive(Debug, Default)]
+pub struct Rate {
+    samples: VecDeque<(Instant, u64)>,
+}
+
+impl Rate {
+    /// Notes the count of frames at `now` and returns the rate since the oldest note kept.
+    pub fn step(&mut self, now: Instant, frames: u64) -> f64 {
+        if self.samples.back().is_some_and(|&(_, before)| frames < before) {
+            self.samples.clear();
+        }
+        self.samples.push_back((now, frames));
+        while self.samples.get(1).is_some_and(|&(at, _)| now.duration_since(at) >= RATE_SPAN) {
+            self.samples.pop_front();
+        }
+        let Some(&(first, before)) = self.samples.front() else { return 0.0 };
+        let seconds = now.duration_since(first).as_secs_f64();
+        if seconds > 0.0 { (frames - before) as f64 / seconds } else { 0.0 }
+    }
+}
+
+/// Why a source was lost, and what trying again is worth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// A sentence without credentials.
+    pub reason: String,
+    /// What trying again is worth.
+    pub retry: Retry,
+}
+
+/// What trying again is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// It may be back soon.
+    Soon,
+    /// Credentials were refused: rarely, or the camera locks the account.
+    Slowly,
+    /// It cannot work with this installation.
+    Never,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The daemon stops.
+    Stopped,
+    /// The stream came to its end.
+    Eos,
+    /// It failed.
+    Lost(Fault),
+    /// No frames for too long; the reason.
+    Stalled(String),
+}
+
+/// What the supervisor does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Leaves: the daemon stops.
+    Leave,
+    /// Leaves: the source ended for good; the reason.
+    Fail(String),
+    /// Plays the file again.
+    Replay,
+    /// Waits, then tries again; the delay and the reason.
+    Wait(Duration, String),
+}
+
+/// What follows an attempt.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// The waits.
+    pub limits: Limits,
+    /// A camera, not a file.
+    pub live: bool,
+    /// A file that starts anew at its end.
+    pub looped: bool,
+}
+
+impl Policy {
+    /// Decides, given that the attempt showed `frames` frames and ran for `lasted` since the first.
+    pub fn after(&self, ended: Ended, frames: u64, lasted: Duration, backoff: &mut Backoff) -> Next {
+        if frames > 0 && lasted >= self.limits.healthy {
+            backoff.reset();
+        }
+        let fault = match ended {
+            Ended::Stopped => return Next::Leave,
+            Ended::Eos if !self.live && frames > 0 && self.looped => return Next::Replay,
+            Ended::Eos if !self.live && frames > 0 => return Next::Fail("end of file".to_owned()),
+            Ended::Eos if self.live => Fault { reason: "the stream ended".to_owned(), retry: Retry::Soon },
+            Ended::Eos => Fault { reason: "the file ended without a picture".to_owned(), retry: Retry::Soon },
+            Ended::Stalled(reason) => Fault { reason, retry: Retry::Soon },
+            Ended::Lost(fault) => fault,
+        };
+        // A file to be played once has had its showing: to start it anew would report the same frames twice.
+        let shown = !self.live && !self.looped && frames > 0;
+        match fault.retry {
+            _ if shown => Next::Fail(fault.reason),
+            Retry::Never => Next::Fail(fault.reason),
+            Retry::Soon => Next::Wait(backoff.next_delay(), fault.reason),
+            Retry::Slowly => Next::Wait(backoff.next_delay().max(self.limits.refused), fault.reason),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn watch(live: bool, keyframes: bool) -> Watch {
+        Watch { limits: Limits::default(), live, keyframes }
+    }
+
+    #[test]
+    fn a_source_without_a_first_frame_stalls_after_its_wait() {
+        let start = Instant::now();
+        let pulse = Pulse::default();
+        assert_eq!(watch(true, false).judge(start, pulse, start + 19 * SECOND), Health::Waiting);
+        assert!(matches!(watch(true, false).judge(start, pulse, start + 20 * SECOND), Health::Stalled(_)));
+        let data = Pulse { last_data: Some(start + 19 * SECOND), ..pulse };
+        assert_eq!(watch(true, true).judge(start, data, start + 20 * SECOND), Health::Waiting);
+        assert!(matches!(watch(true, true).judge(start, data, start + 90 * SECOND), Health::Stalled(_)));
+    }
+
+    #[test]
+    fn silence_stalls_a_camera_but_not_a_file() {
+        let start = Instant::now();
+        let pulse = Pulse { frames: 1, last_frame: Some(start), last_data: Some(start) };
+        assert_eq!(watch(true, false).judge(start, pulse, start + 9 * SECOND), Health::Running);
+        assert!(matches!(watch(true, false).judge(start, pulse, start + 10 * SECOND), Health::Stalled(_)));
+        assert_eq!(watch(false, false).judge(start, pulse, start + 1000 * SECOND), Health::Running);
+    }
+
+    #[test]
+    fn keyframes_far_apart_are_no_stall_while_data_comes() {
+        let start = Instant::now();
+        let pulse = Pulse { frames: 1, last_frame: Some(start), last_data: Some(start + 29 * SECOND) };
+        assert_eq!(watch(true, true).judge(start, pulse, start + 30 * SECOND), Health::Running);
+        assert!(matches!(watch(true, true).judge(start, pulse, start + 39 * SECOND), Health::Stalled(_)));
+        assert!(matches!(watch(true, false).judge(start, pulse, start + 30 * SECOND), Health::Stalled(_)));
+    }
+
+    #[test]
+    fn the_rate_forgets_what_is_old() {
+        let start = Instant::now();
+        let mut rate = Rate::default();
+        assert_eq!(rate.step(start, 0), 0.0);
+        for second in 1..=20u32 {
+            let fps = rate.step(start + second * SECOND, u64::from(second) * 25);
+            assert!((fps - 25.0).abs() < 1e-9, "{fps}");
+        }
+        let mut last = f64::MAX;
+        for second in 21..=30u32 {
+            last = rate.step(start + second * SECOND, 500);
+        }
+        assert_eq!(last, 0.0);
+        assert_eq!(rate.step(start + 31 * SECOND, 3), 0.0); // a new attempt counts anew
+    }
+
+    fn after(policy: Policy, ended: Ended, frames: u64) -> Next {
+        policy.after(ended, frames, SECOND, &mut Backoff::new(SECOND, 60 * SECOND))
+    }
+
+    #[test]
+    fn a_file_ends_or_starts_anew_and_a_camera_comes_back() {
+        let once = Policy { limits: Limits::default(), live: false, looped: false };
+        let looped = Policy { looped: true, ..once };
+        let camera = Policy { live: true, ..once };
+        let lost = |retry| Ended::Lost(Fault { reason: "why".into(), retry });
+        assert_eq!(after(once, Ended::Eos, 9), Next::Fail("end of file".into()));
+        assert_eq!(after(looped, Ended::Eos, 9), Next::Replay);
+        assert!(matches!(after(looped, Ended::Eos, 0), Next::Wait(..)));
+        assert!(matches!(after(camera, Ended::Eos, 9), Next::Wait(..)));
+        assert!(matches!(after(camera, Ended::Stalled("why".into()), 9), Next::Wait(..)));
+        assert_eq!(after(once, lost(Retry::Soon), 9), Next::Fail("why".into()));
+        assert!(matches!(after(once, lost(Retry::Soon), 0), Next::Wait(..)));
+        assert_eq!(after(camera, lost(Retry::Never), 0), Next::Fail("why".into()));
+        assert_eq!(after(camera, Ended::Stopped, 9), Next::Leave);
+        let Next::Wait(delay, _) = after(camera, lost(Retry::Slowly), 0) else { panic!("no wait") };
+        assert!(delay >= Limits::default().refused);
+    }
+
+    #[test]
+    fn health_starts_the_backoff_anew() {
+        let camera = Policy { limits: Limits::default(), live: true, looped: false };
+        let mut backoff = Backoff::new(SECOND, 60 * SECOND);
+        (0..10).for_each(|_| drop(backoff.next_delay()));
+        let Next::Wait(delay, _) = camera.after(Ended::Eos, 100, 31 * SECOND, &mut backoff) else { panic!("no wait") };
+        assert!(delay <= SECOND);
+    }
+}

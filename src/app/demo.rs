@@ -57,7 +57,8 @@ pub fn run(samples: &Path, out: PathBuf, shutdown: &Shutdown) -> Result<()> {
 }
 
 fn write_config(samples: &Path, out: &Path, port: u16) -> Result<PathBuf> {
-    let quoted = |path: PathBuf| toml::Value::from(path.to_string_lossy().into_owned()).to_string();
+    // A JSON text is a TOML basic string too.
+    let quoted = |path: PathBuf| serde_json::Value::from(path.to_string_lossy().into_owned()).to_string();
     let text = format!(
         "# What `palisade demo` runs; `palisade run --config` takes it too.\n\
          [model]\npath = {model}\n\n\

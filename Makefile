@@ -1,0 +1,71 @@
+# Two commands matter: `make demo` and `make test`. Both install what they lack on Debian or Ubuntu.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint build run-tests packages-demo packages-test install model
+
+export CARGO_INCREMENTAL ?= 0
+PREFIX ?= /usr/local
+DESTDIR ?=
+PALISADE := target/release/palisade
+
+# A C compiler and what the crates link to; the decoders and encoders; the broker of the demo.
+BUILD_PACKAGES := build-essential pkg-config libssl-dev libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev libgstrtspserver-1.0-dev
+RUN_PACKAGES := gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav \
+	mosquitto mosquitto-clients
+# Independent witnesses: ffprobe reads our files, openssl makes certificates, systemd-analyze reads the unit.
+TEST_PACKAGES := ffmpeg openssl systemd gstreamer1.0-tools
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: packages-demo build ## the daemon on the sample clip, detections as they arrive, a summary
+	$(PALISADE) demo
+
+test: packages-test lint run-tests ## everything: formatting, lints, unit, model, end-to-end
+
+build: ## the release binary
+	cargo build --release --locked
+
+lint: ## rustfmt and clippy, no warning left
+	cargo fmt --check
+	cargo clippy --release --locked --all-targets -- -D warnings
+
+run-tests:
+	@if command -v cargo-nextest >/dev/null; then cargo nextest run --release --locked --no-fail-fast; \
+	else cargo test --release --locked --no-fail-fast 2>&1 | tee target/test.log; \
+		awk '/^test result:/ { passed += $$4; failed += $$6 } END { print passed " passed, " failed " failed" }' target/test.log; fi
+
+packages-demo:
+	@$(call install_missing,$(BUILD_PACKAGES) $(RUN_PACKAGES))
+
+packages-test:
+	@$(call install_missing,$(BUILD_PACKAGES) $(RUN_PACKAGES) $(TEST_PACKAGES))
+
+# Installs with apt, through sudo where not root, what dpkg does not know as installed.
+define install_missing
+	command -v cargo >/dev/null || { echo "cargo is missing; install Rust from https://rustup.rs" >&2; exit 1; }; \
+	if ! command -v dpkg-query >/dev/null; then echo "not Debian or Ubuntu; install what these packages hold: $(1)" >&2; exit 0; fi; \
+	missing=""; \
+	for package in $(1); do \
+		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+		sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+		echo "installing:$$missing"; \
+		$$sudo apt-get update -q; \
+		$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
+	fi
+endef
+
+install: build ## binary, unit, account and configuration under PREFIX (default /usr/local) and /etc
+	install -D -m 0755 $(PALISADE) $(DESTDIR)$(PREFIX)/bin/palisade
+	install -D -m 0644 README.md $(DESTDIR)$(PREFIX)/share/doc/palisade/README.md
+	install -D -m 0644 systemd/palisade.sysusers $(DESTDIR)/usr/lib/sysusers.d/palisade.conf
+	install -d -m 0755 $(DESTDIR)/etc/systemd/system
+	sed 's|/usr/bin/palisade|$(PREFIX)/bin/palisade|; s|/usr/share/doc|$(PREFIX)/share/doc|' systemd/palisade.service > $(DESTDIR)/etc/systemd/system/palisade.service
+	install -d -m 0755 $(DESTDIR)/etc/palisade
+	install -d -m 0700 $(DESTDIR)/etc/palisade/credentials
+	@test -e $(DESTDIR)/etc/palisade/palisade.toml || install -m 0644 config/palisade.toml $(DESTDIR)/etc/palisade/palisade.toml
+	@echo "next: systemd-sysusers, edit /etc/palisade/palisade.toml, systemctl enable --now palisade"

@@ -3,16 +3,34 @@
 //! [`resolve`] finds or downloads a checkpoint, [`PaliGemma::load`] reads it once, and every worker thread takes a
 //! [`Session`] with its own KV cache. The arithmetic follows `transformers` 5.23, which the test data comes from.
 
+mod answer;
+mod config;
+mod decoder;
+mod generate;
 mod hub;
+mod layers;
+mod preprocess;
+mod tokenizer;
+mod vision;
+mod weights;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use candle_core::{DType, Tensor};
 use image::RgbImage;
 
-use crate::base::{Error, Kind, Result};
+use crate::base::{Context, Error, Kind, Result};
 use crate::config::{Device, Dtype};
 use crate::types::{Answer, Finish};
+
+use answer::Written;
+use decoder::{Cache, Decoder};
+use generate::Bounds;
+use preprocess::Preprocessor;
+use tokenizer::Tokenizer;
+use vision::Vision;
+use weights::Weights;
 
 pub use hub::{HubOptions, Progress, resolve};
 
@@ -68,6 +86,13 @@ pub struct PaliGemma(Arc<Inner>);
 
 struct Inner {
     name: String,
+    config: config::Config,
+    normalisation: config::Normalisation,
+    tokenizer: Tokenizer,
+    vision: Vision,
+    decoder: Decoder,
+    device: candle_core::Device,
+    dtype: DType,
 }
 
 impl PaliGemma {
@@ -75,8 +100,18 @@ impl PaliGemma {
     ///
     /// # Errors
     /// When a file is missing or damaged, a tensor is missing or of another shape, or the device is not there.
-    pub fn load(snapshot: &Snapshot, _options: LoadOptions) -> Result<Self> {
-        Ok(Self(Arc::new(Inner { name: snapshot.name.clone() })))
+    pub fn load(snapshot: &Snapshot, options: LoadOptions) -> Result<Self> {
+        let folder = &snapshot.folder;
+        let device = open_device(options.device)?;
+        let dtype = resolve_dtype(options.dtype, &device);
+        let config = config::read(folder)?;
+        let normalisation = config::read_normalisation(folder, &config.vision)?;
+        let tokenizer = Tokenizer::open(folder, &config)?;
+        let weights = Weights::open(folder, device.clone(), dtype)?;
+        let vision = Vision::new(&weights, &config.vision, config.text.hidden_size)?;
+        let decoder = Decoder::new(&weights, &config.text, &device)?;
+        let name = snapshot.name.clone();
+        Ok(Self(Arc::new(Inner { name, config, normalisation, tokenizer, vision, decoder, device, dtype })))
     }
 
     /// The snapshot's name.
@@ -86,13 +121,46 @@ impl PaliGemma {
 
     /// Scratch space for one thread.
     pub fn session(&self) -> Session {
-        Session { _model: self.clone() }
+        let preprocessor = Preprocessor::new(self.0.config.vision.image_size, self.0.normalisation);
+        Session { model: Arc::clone(&self.0), preprocessor, cache: None }
+    }
+}
+
+/// `auto` is the first GPU in a program built for GPUs that finds one, the processor otherwise.
+fn open_device(device: Device) -> Result<candle_core::Device> {
+    let built_for_cuda = candle_core::utils::cuda_is_available();
+    match device {
+        Device::Cpu => Ok(candle_core::Device::Cpu),
+        Device::Auto if built_for_cuda => Ok(candle_core::Device::new_cuda(0).unwrap_or(candle_core::Device::Cpu)),
+        Device::Auto => Ok(candle_core::Device::Cpu),
+        Device::Cuda(number) if built_for_cuda => candle_core::Device::new_cuda(number).context(Kind::Config, || {
+            format!("model.device is cuda:{number}, but that GPU cannot be opened; must be auto, cpu or a GPU that nvidia-smi lists")
+        }),
+        Device::Cuda(number) => Err(Error::new(
+            Kind::Config,
+            format!(
+                "model.device is cuda:{number}, but this program was built without GPU support; must be auto or cpu, or build with --features cuda"
+            ),
+        )),
+    }
+}
+
+/// `auto` is f32 on the processor, where bfloat16 products are a dozen times slower, and bf16 on a GPU.
+fn resolve_dtype(dtype: Dtype, device: &candle_core::Device) -> DType {
+    match dtype {
+        Dtype::Auto if device.is_cpu() => DType::F32,
+        Dtype::Auto | Dtype::Bf16 => DType::BF16,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
     }
 }
 
 /// One thread's use of a model: a KV cache of its own over the shared weights.
 pub struct Session {
-    _model: PaliGemma,
+    model: Arc<Inner>,
+    preprocessor: Preprocessor,
+    /// With its capacity in positions; made at the first use and again when a longer one is needed.
+    cache: Option<(usize, Cache)>,
 }
 
 impl Session {
@@ -101,15 +169,65 @@ impl Session {
     /// # Errors
     /// When the picture is empty, or the prompt holds the image token or is too long for the model.
     pub fn answer(&mut self, image: &RgbImage, prompt: &str, limits: &Limits) -> Result<Answer> {
-        self.generate(image, prompt, limits)?;
-        Err(Error::new(Kind::Internal, "the model is not built yet"))
+        let Generation { generated_ids, token_logprobs, text, finish, .. } = self.generate(image, prompt, limits)?;
+        let ranges = self.model.tokenizer.ranges(&generated_ids, &text)?;
+        let tokens = ranges.into_iter().zip(token_logprobs).filter_map(|(range, logprob)| Some(Written { range: range?, logprob }));
+        let (detections, rejected) = answer::parse(&text, &tokens.collect::<Vec<_>>(), limits.min_score);
+        Ok(Answer { raw: text, finish, detections, rejected })
     }
 
     /// Asks about a picture; the answer comes as it was written.
     ///
     /// # Errors
     /// As [`Session::answer`].
-    pub fn generate(&mut self, _image: &RgbImage, _prompt: &str, _limits: &Limits) -> Result<Generation> {
-        Err(Error::new(Kind::Internal, "the model is not built yet"))
+    pub fn generate(&mut self, image: &RgbImage, prompt: &str, limits: &Limits) -> Result<Generation> {
+        let model = Arc::clone(&self.model);
+        let input_ids = model.tokenizer.prompt(prompt)?;
+        let positions = input_ids.len().saturating_add(limits.max_new_tokens);
+        let context = model.config.text.context;
+        if positions > context {
+            let (prefix, bound) = (input_ids.len(), limits.max_new_tokens);
+            return Err(Error::new(
+                Kind::Input,
+                format!(
+                    "picture and prompt take {prefix} tokens and max_new_tokens is {bound}; must be at most {context} together, shorten the prompt or lower max_new_tokens"
+                ),
+            ));
+        }
+        let pixels = self.preprocessor.run(image)?;
+        let failed = || "the model's arithmetic failed".to_owned();
+        let prefix = model.prefix(pixels, &input_ids).context(Kind::Internal, failed)?;
+        let bounds = Bounds { max_new_tokens: limits.max_new_tokens, eos: &model.config.eos, suppress: &limits.suppress };
+        let written = generate::greedy(&model.decoder, self.cache(positions)?, &prefix, &bounds)?;
+        let text = model.tokenizer.decode(&written.ids)?;
+        Ok(Generation {
+            input_ids,
+            first_logits: written.first_logits,
+            generated_ids: written.ids,
+            token_logprobs: written.logprobs,
+            text,
+            finish: written.finish,
+        })
+    }
+
+    fn cache(&mut self, positions: usize) -> Result<&mut Cache> {
+        let held = self.cache.take().filter(|(capacity, _)| *capacity >= positions);
+        let held = match held {
+            Some(held) => held,
+            None => (positions, self.model.decoder.cache(positions).context(Kind::Internal, || "cannot make a KV cache".to_owned())?),
+        };
+        Ok(&mut self.cache.insert(held).1)
+    }
+}
+
+impl Inner {
+    /// The embeddings of picture and prompt, `[positions, hidden]`. The picture's are taken as they are: only those of
+    /// words are scaled by the root of the width.
+    fn prefix(&self, pixels: Vec<f32>, input_ids: &[u32]) -> candle_core::Result<Tensor> {
+        let side = self.config.vision.image_size;
+        let pixels = Tensor::from_vec(pixels, (3, side, side), &self.device)?;
+        let image = self.vision.forward(&pixels, self.dtype)?;
+        let words = self.decoder.embed(&input_ids[self.config.vision.patches()..])?;
+        Tensor::cat(&[image, words], 0)
     }
 }

@@ -1,0 +1,102 @@
+//! The SigLIP tower and the projector: pixels → one embedding per patch, as wide as the decoder's.
+//!
+//! Mirrors `SiglipVisionModel` without its pooling head, and `PaliGemmaMultiModalProjector`.
+
+use candle_core::{DType, Result, Tensor};
+
+use crate::base;
+use crate::model::config::VisionConfig;
+use crate::model::layers::{LayerNorm, Linear, attend, join_heads, split_heads};
+use crate::model::weights::{Part, Scope, Weights};
+
+/// Tower and projector.
+pub struct Vision {
+    config: VisionConfig,
+    /// `[width, 3 * patch * patch]`: a convolution whose stride is its size is a product over unfolded patches.
+    patch: Tensor,
+    /// `[patches, width]`, the convolution's bias included.
+    position: Tensor,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    projector: Linear,
+}
+
+struct Block {
+    norm1: LayerNorm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    norm2: LayerNorm,
+    up: Linear,
+    down: Linear,
+}
+
+impl Vision {
+    /// Reads the tower's weights and the projector's, which gives `width`-wide embeddings.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    pub fn new(weights: &Weights, config: &VisionConfig, width: usize) -> base::Result<Self> {
+        use base::{Context, Kind};
+        let (hidden, side) = (config.hidden_size, config.patch_size);
+        let tower = weights.part(Part::Vision);
+        let embed = tower.sub("embeddings");
+        let patch = embed.sub("patch_embedding").get("weight", &[hidden, 3, side, side])?;
+        let bias = embed.sub("patch_embedding").get("bias", &[hidden])?;
+        let position = embed.sub("position_embedding").get("weight", &[config.patches(), hidden])?;
+        let internal = || "cannot prepare the patch embedding".to_owned();
+        Ok(Self {
+            patch: patch.reshape((hidden, 3 * side * side)).context(Kind::Internal, internal)?,
+            position: position.broadcast_add(&bias).context(Kind::Internal, internal)?,
+            blocks: (0..config.layers)
+                .map(|layer| Block::new(&tower.sub("encoder.layers").sub(layer), config))
+                .collect::<base::Result<_>>()?,
+            norm: LayerNorm::new(&tower.sub("post_layernorm"), hidden, config.norm_eps)?,
+            projector: Linear::with_bias(&weights.part(Part::Projector).sub("linear"), hidden, width)?,
+            config: config.clone(),
+        })
+    }
+
+    /// `pixels` (`[3, size, size]`, normalised) → `[patches, width]`.
+    pub fn forward(&self, pixels: &Tensor, dtype: DType) -> Result<Tensor> {
+        let (grid, side) = (self.config.grid(), self.config.patch_size);
+        // A remainder at the right and lower edge that fills no patch is left out, as a "valid" convolution does.
+        let pixels = pixels.narrow(1, 0, grid * side)?.narrow(2, 0, grid * side)?;
+        let patches = pixels.reshape((3, grid, side, grid, side))?.permute((1, 3, 0, 2, 4))?.reshape((grid * grid, 3 * side * side))?;
+        let mut x = (patches.to_dtype(dtype)?.matmul(&self.patch.t()?)? + &self.position)?;
+        for block in &self.blocks {
+            x = block.forward(&x, &self.config)?;
+        }
+        self.projector.forward(&self.norm.forward(&x)?)
+    }
+}
+
+impl Block {
+    fn new(scope: &Scope<'_>, config: &VisionConfig) -> base::Result<Self> {
+        let (hidden, inner, eps) = (config.hidden_size, config.intermediate_size, config.norm_eps);
+        let (attention, mlp) = (scope.sub("self_attn"), scope.sub("mlp"));
+        Ok(Self {
+            norm1: LayerNorm::new(&scope.sub("layer_norm1"), hidden, eps)?,
+            query: Linear::with_bias(&attention.sub("q_proj"), hidden, hidden)?,
+            key: Linear::with_bias(&attention.sub("k_proj"), hidden, hidden)?,
+            value: Linear::with_bias(&attention.sub("v_proj"), hidden, hidden)?,
+            out: Linear::with_bias(&attention.sub("out_proj"), hidden, hidden)?,
+            norm2: LayerNorm::new(&scope.sub("layer_norm2"), hidden, eps)?,
+            up: Linear::with_bias(&mlp.sub("fc1"), hidden, inner)?,
+            down: Linear::with_bias(&mlp.sub("fc2"), inner, hidden)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, config: &VisionConfig) -> Result<Tensor> {
+        let heads = config.heads;
+        let scale = ((config.hidden_size / heads) as f64).powf(-0.5);
+        let h = self.norm1.forward(x)?;
+        let q = split_heads(&self.query.forward(&h)?, heads)?;
+        let k = split_heads(&self.key.forward(&h)?, heads)?;
+        let v = split_heads(&self.value.forward(&h)?, heads)?;
+        let x = (x + self.out.forward(&join_heads(&attend(&q, &k, &v, scale, None)?)?)?)?;
+        let h = config.activation.forward(&self.up.forward(&self.norm2.forward(&x)?)?)?;
+        &x + self.down.forward(&h)?
+    }
+}

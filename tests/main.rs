@@ -1,4 +1,7 @@
 //! The one integration-test binary.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod layering;
 mod model;
+mod mqtt;
 mod support;

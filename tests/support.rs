@@ -1,3 +1,4 @@
-//! What several test modules share.
+//! What several areas' tests start or build: brokers, servers, snapshot folders.
 
+pub mod broker;
 pub mod snapshot;

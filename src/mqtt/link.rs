@@ -86,7 +86,6 @@ impl Link {
                 break;
             }
         }
-        self.parts.health.down("the daemon stops");
         let left = self.parts.desk.lock().abandon();
         if left > 0 {
             tracing::warn!(records = left, "broker {} did not take everything before the stop; the rest is dropped", self.parts.broker);
@@ -235,6 +234,12 @@ impl Link {
             }
             return true;
         }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.parts.health.down("the link has ended");
     }
 }
 

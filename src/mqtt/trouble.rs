@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rumqttc::{ConnectReturnCode, ConnectionError, StateError};
+use rumqttc::{ConnectReturnCode, ConnectionError, StateError, mqttbytes};
 
 /// The least time between two lines about the same trouble.
 const QUIET: Duration = Duration::from_secs(60);
@@ -28,14 +28,16 @@ impl Trouble {
             ConnectionError::ConnectionRefused(code) => return Self::from_refusal(broker, *code),
             ConnectionError::NetworkTimeout => format!("broker {broker} did not answer in time"),
             ConnectionError::FlushTimeout => format!("broker {broker} takes no more data"),
-            ConnectionError::Tls(cause) => {
-                format!(
-                    "broker {broker} could not be reached over TLS: {cause}; check mqtt.ca_file, and that its certificate names this host"
-                )
-            }
+            ConnectionError::Tls(cause) => format!(
+                "broker {broker} could not be reached over TLS: {}; check mqtt.ca_file, and that its certificate names this host",
+                reason(&cause.to_string())
+            ),
             ConnectionError::Io(cause) => format!("broker {broker} cannot be reached: {cause}"),
             ConnectionError::MqttState(StateError::AwaitPingResp) => format!("broker {broker} stopped answering pings"),
             ConnectionError::MqttState(StateError::ConnectionAborted) => format!("broker {broker} closed the connection"),
+            ConnectionError::MqttState(StateError::Io(cause) | StateError::Deserialization(mqttbytes::Error::Io(cause))) => {
+                format!("broker {broker} broke off the connection: {cause}")
+            }
             other => format!("link to broker {broker} failed: {other}"),
         };
         Self::passing(sentence)
@@ -46,12 +48,18 @@ impl Trouble {
             ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => {
                 ("the login; check mqtt.username and mqtt.password_file", true)
             }
-            ConnectReturnCode::BadClientId => ("the client id; check mqtt.client_id", true),
+            ConnectReturnCode::BadClientId => ("our client id", true),
             ConnectReturnCode::RefusedProtocolVersion => ("MQTT 3.1.1; must be a broker that speaks it", true),
             ConnectReturnCode::ServiceUnavailable | ConnectReturnCode::Success => ("the connection for now", false),
         };
         Self { sentence: format!("broker {broker} refused {why}"), refused }
     }
+}
+
+/// What OpenSSL's report says to a person: the words in its last parentheses, if it has any.
+fn reason(report: &str) -> &str {
+    let inner = report.rsplit_once('(').and_then(|(_, rest)| rest.split_once(')'));
+    inner.map_or(report, |(reason, _)| reason)
 }
 
 /// Lets the first of a kind of line through, and the same again only after a while.
@@ -96,6 +104,13 @@ mod tests {
             Trouble::from_error("hub:1883", &error),
             Trouble::passing("broker hub:1883 cannot be reached: connection refused".into())
         );
+    }
+
+    #[test]
+    fn a_tls_report_is_cut_to_its_reason() {
+        let report = "Native TLS error error:0A000086:SSL routines:tls_post_process:verify failed:../clnt.c:1889: (IP address mismatch)";
+        assert_eq!(reason(report), "IP address mismatch");
+        assert_eq!(reason("I/O: unexpected EOF"), "I/O: unexpected EOF");
     }
 
     #[test]

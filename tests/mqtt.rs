@@ -1,0 +1,424 @@
+//! The MQTT stage against a real mosquitto: what is published, in what order, and that a broker which is away, dies,
+//! freezes or refuses costs neither a record nor a moment of the caller's time.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use palisade::base::clock::Utc;
+use palisade::base::metrics::Metrics;
+use palisade::config::{MqttConfig, TlsConfig};
+use palisade::mqtt::{self, Context, Mqtt, Patience, Publisher};
+use palisade::types::{Answer, Box01, CameraId, CameraState, CameraStatus, Detection, Finish, Frame, Looked, Prompt, Rejected, TimeSource};
+use serde_json::json;
+
+use crate::support::broker::{Broker, LONG, Received, Subscriber, eventually, make_authority};
+
+const RUN: uuid::Uuid = uuid::Uuid::from_u128(0x0199_aa00_0000_4000_8000_0000_0000_0001);
+
+/// Waiting times short enough for a test and long enough for a busy machine.
+const QUICK: Patience = Patience {
+    keep_alive: Duration::from_secs(1),
+    ack: Duration::from_secs(2),
+    connect: Duration::from_secs(3),
+    retry: Duration::from_millis(100),
+    retry_most: Duration::from_millis(400),
+};
+
+fn camera(id: &str) -> CameraId {
+    CameraId::new(id).unwrap()
+}
+
+fn start(config: MqttConfig, metrics: &Metrics) -> Mqtt {
+    let context = Context { model: "test/model@main".to_owned(), run: RUN };
+    mqtt::start_with(config, &[camera("street"), camera("yard")], context, metrics, QUICK).unwrap()
+}
+
+fn looked(id: &str, seq: u64, raw: &str) -> Looked {
+    Looked {
+        frame: Frame {
+            camera: camera(id),
+            captured: Utc::from_millis(1_795_442_587_120 + i64::try_from(seq).unwrap()),
+            time_source: TimeSource::Pipeline,
+            received: Instant::now(),
+            position: None,
+            image: Arc::new(image::RgbImage::new(64, 48)),
+        },
+        seq,
+        prompt: Arc::new(Prompt::new("detect cat ; dog").unwrap()),
+        answer: Arc::new(Answer { raw: raw.to_owned(), finish: Finish::Eos, detections: vec![], rejected: vec![] }),
+        queued: Duration::from_micros(1_250),
+        inference: Duration::from_millis(40),
+        total: Duration::from_millis(42),
+    }
+}
+
+fn running(id: &str, fps: f64) -> CameraStatus {
+    CameraStatus { camera: camera(id), state: CameraState::Running, reason: String::new(), since: Utc::from_millis(0), fps }
+}
+
+/// The `seq` of each detections message of a camera, each at its first arrival.
+fn first_arrivals(messages: &[Received], id: &str) -> Vec<u64> {
+    let topic = format!("palisade/{id}/detections");
+    let mut seen = Vec::new();
+    for message in messages.iter().filter(|message| message.topic == topic) {
+        let seq = message.json()["seq"].as_u64().unwrap();
+        if !seen.contains(&seq) {
+            seen.push(seq);
+        }
+    }
+    seen
+}
+
+fn published(metrics: &Metrics, id: &str) -> u64 {
+    metrics.counter("mqtt_published", id).get()
+}
+
+fn dropped(metrics: &Metrics, id: &str) -> u64 {
+    metrics.counter("mqtt_dropped", id).get()
+}
+
+/// Publishes and asserts that the caller was not held up: no call waits for a network.
+fn publish(publisher: &Publisher, looked: &Looked) {
+    let before = Instant::now();
+    publisher.looked(looked);
+    assert!(before.elapsed() < Duration::from_secs(1), "a publish took {:?}", before.elapsed());
+}
+
+#[test]
+fn states_come_before_online_are_retained_and_offline_is_said_at_the_end() {
+    let broker = Broker::start();
+    let early = Subscriber::new(&broker, "palisade/#");
+    let mqtt = start(broker.config("states"), &Metrics::new());
+    early.wait_text("palisade/status", "online");
+    let topics: Vec<String> = early.messages().into_iter().map(|message| message.topic).collect();
+    assert_eq!(topics, ["palisade/street/status", "palisade/yard/status", "palisade/status"]);
+    assert_eq!(early.on("palisade/yard/status")[0].json()["state"], "connecting");
+
+    mqtt.publisher().camera_status(&running("yard", 4.9));
+    let expected = r#"{"state":"running","reason":"","since":"1970-01-01T00:00:00.000Z","fps":4.9}"#;
+    early.wait_text("palisade/yard/status", expected);
+
+    let late = Subscriber::new(&broker, "palisade/#");
+    late.wait_for("three retained states", |messages| messages.len() == 3);
+    assert!(late.messages().iter().all(|message| message.retain), "{:?}", late.messages());
+    assert_eq!((late.on("palisade/yard/status")[0].text().as_str(), late.on("palisade/status")[0].text().as_str()), (expected, "online"));
+
+    mqtt.finish(LONG);
+    early.wait_text("palisade/status", "offline");
+    let after = Subscriber::new(&broker, "palisade/status");
+    after.wait_for("retained offline", |messages| messages.iter().any(|message| message.retain && message.text() == "offline"));
+    eventually("a clean goodbye", || broker.log().contains("Client states disconnected."));
+    let said = early.on("palisade/status").iter().map(Received::text).collect::<Vec<_>>();
+    assert_eq!(said, ["online", "offline"], "the last will was published beside the goodbye");
+}
+
+#[test]
+fn a_broken_link_makes_the_broker_say_offline() {
+    let broker = Broker::start();
+    let subscriber = Subscriber::new(&broker, "palisade/status");
+    let mqtt = start(broker.config("will"), &Metrics::new());
+    subscriber.wait_text("palisade/status", "online");
+    drop(mqtt); // the daemon unwinds: nobody says goodbye
+    subscriber.wait_text("palisade/status", "offline");
+    assert!(!broker.log().contains("Client will disconnected."));
+}
+
+#[test]
+fn detections_follow_the_contract_field_by_field() {
+    let broker = Broker::start();
+    let subscriber = Subscriber::new(&broker, "palisade/street/detections");
+    let metrics = Metrics::new();
+    let mqtt = start(broker.config("fields"), &metrics);
+    let locs = [251, 104, 893, 610];
+    let answer = Answer {
+        raw: "<loc0251><loc0104><loc0893><loc0610> cat".to_owned(),
+        finish: Finish::Length,
+        detections: vec![Detection { label: "cat".to_owned(), score: 0.912_345, locs, box01: Box01::from_locs(locs) }],
+        rejected: vec![Rejected { text: "<loc0900>".to_owned(), why: "empty box" }],
+    };
+    mqtt.publisher().looked(&Looked { answer: Arc::new(answer), ..looked("street", 7, "") });
+    subscriber.wait_for("the detections", |messages| !messages.is_empty());
+    let message = subscriber.messages().remove(0);
+    assert!(!message.retain);
+    let prompt_id = Prompt::new("detect cat ; dog").unwrap().id().to_owned();
+    let expected = json!({
+        "schema": 1, "camera": "street", "run": RUN.to_string(), "seq": 7, "time": "2026-11-23T14:03:07.127Z", "epoch": 1_795_442_587.127,
+        "time_source": "pipeline", "frame": {"width": 64, "height": 48}, "prompt": "detect cat ; dog", "prompt_id": prompt_id,
+        "model": "test/model@main", "latency_ms": {"queue": 1.3, "inference": 40.0, "total": 42.0},
+        "raw": "<loc0251><loc0104><loc0893><loc0610> cat", "finish": "length",
+        "detections": [{"label": "cat", "score": 0.9123, "score_kind": "token_probability", "locs": [251, 104, 893, 610],
+            "box": {"x_min": 0.1016, "y_min": 0.2451, "x_max": 0.5957, "y_max": 0.8721},
+            "pixels": {"x_min": 7, "y_min": 12, "x_max": 38, "y_max": 42}}],
+        "dropped": [{"text": "<loc0900>", "why": "empty box"}]
+    });
+    assert_eq!(message.json(), expected);
+    eventually("the acknowledgement is counted", || published(&metrics, "street") == 1);
+    assert_eq!(broker.log().matches("Received PUBLISH from fields (d0, q1, r0, m").count(), 1, "{}", broker.log());
+    mqtt.finish(LONG);
+}
+
+/// Publishes 250 records of each of two cameras while `trouble` befalls the broker, and asserts that all arrive in order.
+fn all_arrive(client_id: &str, qos: u8, trouble: impl FnOnce(&mut Broker, &Publisher)) {
+    const EACH: u64 = 250;
+    let mut broker = Broker::start();
+    let subscriber = Subscriber::durable(&broker, "palisade/+/detections");
+    let metrics = Metrics::new();
+    let mqtt = start(MqttConfig { qos, ..broker.config(client_id) }, &metrics);
+    let publisher = mqtt.publisher();
+    let feeding = std::thread::spawn(move || {
+        for seq in 1..=EACH {
+            publish(&publisher, &looked("street", seq, "s"));
+            publish(&publisher, &looked("yard", seq, "y"));
+            std::thread::sleep(Duration::from_millis(8));
+        }
+    });
+    subscriber.wait_for("some records", |messages| messages.len() >= 60);
+    trouble(&mut broker, &mqtt.publisher());
+    feeding.join().unwrap();
+    let complete = |messages: &[Received], id: &str| first_arrivals(messages, id).len() as u64 == EACH;
+    eventually("every record was acknowledged", || published(&metrics, "street") + published(&metrics, "yard") == 2 * EACH);
+    eventually("every record arrives", || {
+        let messages = subscriber.messages();
+        complete(&messages, "street") && complete(&messages, "yard")
+    });
+    let messages = subscriber.messages();
+    for id in ["street", "yard"] {
+        assert_eq!(first_arrivals(&messages, id), (1..=EACH).collect::<Vec<_>>(), "{id}");
+        assert_eq!(dropped(&metrics, id), 0);
+    }
+    assert!(metrics.counter("mqtt_connects", "broker").get() >= 2, "the link was never lost: the test proves nothing");
+    mqtt.finish(LONG);
+}
+
+fn kill_and_restart(broker: &mut Broker, publisher: &Publisher) {
+    broker.kill9();
+    eventually("the loss is noticed", || publisher.trouble().is_some());
+    broker.restart();
+    eventually("the link is back", || publisher.trouble().is_none());
+}
+
+#[test]
+fn nothing_is_lost_when_the_broker_is_killed_and_restarted() {
+    all_arrive("killed", 1, kill_and_restart);
+}
+
+#[test]
+fn nothing_is_lost_with_qos_2_either() {
+    all_arrive("killed-2", 2, kill_and_restart);
+}
+
+#[test]
+fn nothing_is_lost_when_the_broker_freezes_for_long() {
+    all_arrive("frozen", 1, |broker, publisher| {
+        broker.freeze();
+        eventually("the silence is noticed", || publisher.trouble().is_some());
+        broker.thaw();
+        eventually("the link is back", || publisher.trouble().is_none());
+    });
+}
+
+#[test]
+fn nothing_is_lost_when_a_frozen_broker_is_killed_and_restarted() {
+    all_arrive("frozen-killed", 1, |broker, publisher| {
+        broker.freeze();
+        eventually("the silence is noticed", || publisher.trouble().is_some());
+        kill_and_restart(broker, publisher);
+    });
+}
+
+#[test]
+fn a_broker_that_comes_late_gets_everything() {
+    let mut broker = Broker::start();
+    let subscriber = Subscriber::durable(&broker, "palisade/#");
+    broker.stop();
+    let metrics = Metrics::new();
+    let mqtt = start(broker.config("late"), &metrics);
+    let publisher = mqtt.publisher();
+    (1..=40).for_each(|seq| publish(&publisher, &looked("street", seq, "")));
+    eventually("the reason is told", || publisher.trouble().is_some_and(|trouble| trouble.contains("cannot be reached: ")));
+    broker.restart();
+    subscriber.wait_for("every record", |messages| first_arrivals(messages, "street").len() == 40);
+    assert_eq!(first_arrivals(&subscriber.messages(), "street"), (1..=40).collect::<Vec<_>>());
+    assert_eq!(publisher.trouble(), None);
+    mqtt.finish(LONG);
+}
+
+#[test]
+fn without_a_broker_the_queue_is_bounded_the_oldest_go_and_nobody_waits() {
+    let mut broker = Broker::start();
+    let subscriber = Subscriber::durable(&broker, "palisade/street/detections");
+    broker.stop();
+    let metrics = Metrics::new();
+    let mqtt = start(broker.config("bounded"), &metrics);
+    (1..=1500).for_each(|seq| publish(&mqtt.publisher(), &looked("street", seq, "")));
+    assert_eq!(dropped(&metrics, "street"), 500);
+    broker.restart();
+    eventually("the rest is acknowledged", || published(&metrics, "street") == 1000);
+    subscriber.wait_for("the rest", |messages| messages.len() >= 1000);
+    assert_eq!(first_arrivals(&subscriber.messages(), "street"), (501..=1500).collect::<Vec<_>>());
+    assert_eq!(dropped(&metrics, "street"), 500);
+    mqtt.finish(LONG);
+}
+
+#[test]
+fn the_end_delivers_what_waits_before_it_says_offline() {
+    let broker = Broker::start();
+    let subscriber = Subscriber::new(&broker, "palisade/#");
+    let metrics = Metrics::new();
+    let mqtt = start(broker.config("end"), &metrics);
+    let publisher = mqtt.publisher();
+    (1..=300).for_each(|seq| publish(&publisher, &looked("street", seq, "")));
+    mqtt.finish(LONG);
+    assert_eq!((published(&metrics, "street"), dropped(&metrics, "street")), (300, 0));
+    subscriber.wait_text("palisade/status", "offline");
+    let messages = subscriber.messages();
+    assert_eq!(first_arrivals(&messages, "street"), (1..=300).collect::<Vec<_>>());
+    assert_eq!(messages.last().unwrap().topic, "palisade/status");
+    publish(&publisher, &looked("street", 301, ""));
+    assert_eq!(dropped(&metrics, "street"), 1, "what comes after the end is counted");
+}
+
+#[test]
+fn a_frozen_or_missing_broker_does_not_hold_up_the_end() {
+    let mut broker = Broker::start();
+    let metrics = Metrics::new();
+    let mqtt = start(broker.config("stuck"), &metrics);
+    let publisher = mqtt.publisher();
+    eventually("the link is there", || publisher.trouble().is_none());
+    broker.freeze();
+    (1..=50).for_each(|seq| publish(&publisher, &looked("street", seq, "")));
+    let before = Instant::now();
+    mqtt.finish(Duration::from_secs(1));
+    assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
+    assert_eq!(published(&metrics, "street") + dropped(&metrics, "street"), 50);
+    broker.kill9();
+
+    let mqtt = start(broker.config("stuck"), &metrics);
+    publish(&mqtt.publisher(), &looked("yard", 1, ""));
+    let before = Instant::now();
+    mqtt.finish(Duration::from_secs(60));
+    assert!(before.elapsed() < LONG, "a broker that never answered was waited for: {:?}", before.elapsed());
+    assert_eq!(dropped(&metrics, "yard"), 1);
+}
+
+#[test]
+fn qos_0_and_2_are_kept() {
+    let broker = Broker::start();
+    for qos in [0, 2] {
+        let subscriber = Subscriber::new(&broker, "palisade/yard/detections");
+        let (metrics, client_id) = (Metrics::new(), format!("qos{qos}"));
+        let mqtt = start(MqttConfig { qos, ..broker.config(&client_id) }, &metrics);
+        eventually("the link is there", || mqtt.publisher().trouble().is_none());
+        (1..=100).for_each(|seq| publish(&mqtt.publisher(), &looked("yard", seq, "")));
+        subscriber.wait_for("all", |messages| messages.len() >= 100);
+        assert_eq!(first_arrivals(&subscriber.messages(), "yard"), (1..=100).collect::<Vec<_>>());
+        mqtt.finish(LONG);
+        assert_eq!(published(&metrics, "yard"), 100);
+        assert_eq!(broker.log().matches(&format!("Received PUBLISH from {client_id} (d0, q{qos}, r0, ")).count(), 100);
+    }
+}
+
+#[test]
+fn a_record_over_the_packet_limit_is_refused_alone() {
+    let broker = Broker::start();
+    let subscriber = Subscriber::new(&broker, "palisade/street/detections");
+    let metrics = Metrics::new();
+    let mqtt = start(broker.config("large"), &metrics);
+    let large = "x".repeat(300 * 1024);
+    let fits = "y".repeat(200 * 1024);
+    for (seq, raw) in [(1, "a"), (2, large.as_str()), (3, fits.as_str()), (4, "b")] {
+        publish(&mqtt.publisher(), &looked("street", seq, raw));
+    }
+    subscriber.wait_for("the neighbours", |messages| messages.len() >= 3);
+    assert_eq!(first_arrivals(&subscriber.messages(), "street"), [1, 3, 4]);
+    eventually("the neighbours are acknowledged", || published(&metrics, "street") == 3);
+    assert_eq!((dropped(&metrics, "street"), metrics.counter("mqtt_connects", "broker").get()), (1, 1));
+    mqtt.finish(LONG);
+}
+
+#[test]
+fn a_wrong_password_is_told_in_a_sentence_and_the_right_one_works() {
+    let broker = Broker::with_login("palisade", "right-one");
+    let metrics = Metrics::new();
+    let wrong = start(MqttConfig { password: Some("wr0ng-one".to_owned().into()), ..broker.config("wrong") }, &metrics);
+    let told = || wrong.publisher().trouble().unwrap_or_default();
+    eventually("the refusal is told", || told().contains("refused the login; check mqtt.username and mqtt.password_file"));
+    assert!(!told().contains("wr0ng"), "{}", told());
+    publish(&wrong.publisher(), &looked("street", 1, ""));
+    assert_eq!(metrics.counter("mqtt_connects", "broker").get(), 0);
+    wrong.finish(Duration::from_secs(2));
+    assert_eq!(dropped(&metrics, "street"), 1);
+
+    let subscriber = Subscriber::new(&broker, "palisade/status");
+    let right = start(broker.config("right"), &metrics);
+    subscriber.wait_text("palisade/status", "online");
+    right.finish(LONG);
+    subscriber.wait_text("palisade/status", "offline");
+}
+
+#[test]
+fn tls_works_with_the_right_authority_and_name_only() {
+    let broker = Broker::with_tls();
+    let subscriber = Subscriber::new(&broker, "palisade/#");
+    make_authority(broker.path("").as_path(), "other");
+    let other = Some(TlsConfig { ca_file: Some(broker.path("other.pem")) });
+    let strangers = [
+        ("the system's authorities", MqttConfig { tls: Some(TlsConfig { ca_file: None }), ..broker.config("stranger-1") }),
+        ("another authority", MqttConfig { tls: other, ..broker.config("stranger-2") }),
+        ("another name", MqttConfig { host: "127.0.0.1".to_owned(), ..broker.config("stranger-3") }),
+        ("no TLS", MqttConfig { tls: None, ..broker.config("stranger-4") }),
+    ];
+    for (who, config) in strangers {
+        let encrypted = config.tls.is_some();
+        let mqtt = start(config, &Metrics::new());
+        let mut trouble = String::new();
+        eventually(who, || {
+            trouble = mqtt.publisher().trouble().expect("a stranger is connected");
+            trouble != "not connected yet"
+        });
+        assert_eq!(trouble.contains("could not be reached over TLS: "), encrypted, "{who}: {trouble}");
+        println!("{who}: {trouble}");
+        drop(mqtt);
+    }
+    assert!(!broker.log().contains("as stranger"), "a stranger got in: {}", broker.log());
+    assert!(subscriber.messages().is_empty(), "{:?}", subscriber.messages());
+
+    let mqtt = start(broker.config("friend"), &Metrics::new());
+    subscriber.wait_text("palisade/status", "online");
+    mqtt.finish(LONG);
+    subscriber.wait_text("palisade/status", "offline");
+}
+
+#[test]
+fn tls_never_falls_back_to_plain_text() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let broker = Broker::with_tls(); // for its CA file
+    let login = MqttConfig { username: Some("palisade".to_owned()), password: Some("s3cr3t".to_owned().into()), ..broker.config("plain") };
+    let mqtt = start(MqttConfig { port: listener.local_addr().unwrap().port(), ..login }, &Metrics::new());
+    for _ in 0..3 {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut hello = [0; 512];
+        let read = stream.read(&mut hello).unwrap();
+        assert_eq!(&hello[..2], [0x16, 0x03], "no TLS handshake: {:?}", &hello[..read]);
+        assert!(!String::from_utf8_lossy(&hello[..read]).contains("MQTT"));
+    }
+    drop(mqtt);
+}
+
+#[test]
+fn a_ca_file_that_is_no_certificate_stops_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ca.pem");
+    std::fs::write(&path, "not a certificate\n").unwrap();
+    let broker = Broker::start();
+    let config = MqttConfig { tls: Some(TlsConfig { ca_file: Some(path.clone()) }), ..broker.config("garbage") };
+    let context = Context { model: String::new(), run: RUN };
+    let error = mqtt::start(config, &[], context, &Metrics::new()).err().unwrap();
+    assert!(
+        error.chain().starts_with(&format!("mqtt.ca_file {} is no certificate; must be a PEM file", path.display())),
+        "{}",
+        error.chain()
+    );
+}

@@ -17,6 +17,8 @@ What makes so small a model learn to localise in about two hours of two CPU core
 - Coordinates are rounded to `--grid` steps. With 1024 values an unsure model spreads a box token over
   so many neighbours that "end of answer" beats each of them and the answer is empty. Start with 32;
   64 once it is sure. Targets are soft over the neighbouring values, ever harder as training goes on.
+- A coordinate weighs the more the smaller the object is in its direction, as in the IoU.
+- The matrices of the layers are trained with Muon, all else with AdamW: about twice as quick as AdamW alone.
 - Answers follow the order of the asked labels, then top to bottom, then left to right.
 - Each picture is asked about twice: the tower's work and the drawing are shared.
 - An exponential average of the weights is what is measured and saved.
@@ -93,11 +95,26 @@ def location(value, grid):
     return f"<loc{min(1023, max(0, round(value * grid) * (1024 // grid))):04d}>"
 
 
+def sorted_answer(things, labels):
+    """The objects of an answer in its order."""
+    asked = [thing for thing in things if thing.label in labels and thing.counts()]
+    return sorted(asked, key=lambda thing: (labels.index(thing.label), thing.box()[0], thing.box()[1]))
+
+
 def answer_text(things, labels, grid):
     """The wanted answer, coordinates rounded to `grid` steps."""
-    asked = [thing for thing in things if thing.label in labels and thing.counts()]
-    asked.sort(key=lambda thing: (labels.index(thing.label), thing.box()[0], thing.box()[1]))
+    asked = sorted_answer(things, labels)
     return " ; ".join("".join(location(v, grid) for v in thing.box()) + " " + thing.label for thing in asked)
+
+
+def weights(things, labels):
+    """How much each coordinate of the answer counts: an error is as bad as it is large for the object."""
+    result = []
+    for thing in sorted_answer(things, labels):
+        y0, x0, y1, x1 = thing.box()
+        across, along = (min(2.5, max(0.6, 0.25 / max(extent, 0.01))) for extent in (y1 - y0, x1 - x0))
+        result += [across, along, across, along]
+    return result
 
 
 def dense_targets(things):
@@ -116,11 +133,12 @@ def dense_targets(things):
 
 
 def make_batch(rng, streets, tokenizer, grid):
-    """Pictures, token ids, the length of each prompt, the wanted next tokens, the dense targets.
+    """Pictures, token ids, the length of each prompt, the wanted next tokens, the weights of the wanted
+    coordinates in reading order, the dense targets.
 
     The rows of the prompts about one picture are neighbours."""
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
-    pictures, rows, dense = [], [], []
+    pictures, rows, weight, dense = [], [], [], []
     for _ in range(PICTURES):
         picture, things = training_scene(rng, streets)
         for _ in range(PROMPTS):
@@ -128,6 +146,7 @@ def make_batch(rng, streets, tokenizer, grid):
             separator = " ; " if rng.random() < 0.6 else "; "
             prompt = [BOS] + encode(evaluate.prompt_text(labels, separator))
             rows.append((prompt, encode(answer_text(things, labels, grid)) + [EOS]))
+            weight += weights(things, labels)
         pictures.append(picture)
         dense.append(dense_targets(things))
     length = -(-max(len(prompt) + len(answer) for prompt, answer in rows) // 8) * 8  # few distinct shapes
@@ -139,7 +158,7 @@ def make_batch(rng, streets, tokenizer, grid):
         ids[number, :end] = prompt + answer
         wanted[number, len(prompt) - 1 : end - 1] = answer
         prefix[number] = len(prompt)
-    return np.stack(pictures), ids, prefix, wanted, np.stack(dense)
+    return np.stack(pictures), ids, prefix, wanted, np.array(weight, np.float32), np.stack(dense)
 
 
 def draw_forever(queue, seed, tokenizer_path, grid):
@@ -234,8 +253,10 @@ class Trainer(torch.nn.Module):
         guess = self.helper(seen).float().transpose(1, 2).reshape(len(dense), -1, PATCHES, PATCHES)
         labels, owned, boxes = dense[:, : len(LABELS)], dense[:, len(LABELS) : len(LABELS) + 1], dense[:, len(LABELS) + 1 :]
         present = F.binary_cross_entropy_with_logits(guess[:, : len(LABELS)], labels, pos_weight=torch.tensor(4.0))
-        off = F.smooth_l1_loss(guess[:, len(LABELS) :], boxes, reduction="none", beta=0.02) * owned
-        return present + 4 * off.sum() / (owned.sum() * 4 + 1)
+        size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2, 1, 1)
+        weight = (0.25 / size.clamp(min=0.01)).clamp(0.6, 2.5) * owned
+        off = F.smooth_l1_loss(guess[:, len(LABELS) :], boxes, reduction="none", beta=0.02) * weight
+        return present + 4 * off.sum() / (weight.sum() + 1)
 
     def logits(self, seen, ids, prefix, wanted):
         """The logits at the places where a next token is wanted."""
@@ -263,7 +284,7 @@ class Trainer(torch.nn.Module):
         ).last_hidden_state
         return hidden[:, IMAGE_TOKENS:]
 
-    def answer_losses(self, logits, wanted, softness):
+    def answer_losses(self, logits, wanted, weight, softness):
         """Words and the end of the answer as usual; coordinates against their neighbourhood."""
         wanted = wanted[wanted >= 0]
         is_location = (wanted >= self.first_location) & (wanted < self.first_location + 1024)
@@ -275,12 +296,53 @@ class Trainer(torch.nn.Module):
         soft = torch.exp(-((self.values[None] - value) ** 2) / (2 * width * width))
         soft = soft / soft.sum(1, keepdim=True)
         logged = F.log_softmax(logits[is_location], -1)
-        places = -(soft * logged[:, self.first_location + self.values]).sum(1).mean()
+        each = -(soft * logged[:, self.first_location + self.values]).sum(1)
+        places = (each * weight).sum() / weight.sum()
         guess = logged[:, self.first_location : self.first_location + 1024].argmax(1)
         return words, places, (guess - value[:, 0]).abs().mean()
 
     def see(self, pictures):
         return self.model.model.vision_tower(pictures).last_hidden_state
+
+
+class Muon:
+    """Momentum whose updates are made orthogonal, for the matrices of the layers, equal shapes together.
+
+    torch.optim.Muon does the same one matrix after another, which is slow for many small ones. The
+    updates are scaled to the size of AdamW's, so one learning rate serves both.
+    """
+
+    def __init__(self, parameters, momentum=0.95, weight_decay=0.02):
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.groups = {}
+        for parameter in parameters:
+            self.groups.setdefault(tuple(sorted(parameter.shape)), []).append(parameter)
+        self.moving = {id(p): torch.zeros_like(p) for group in self.groups.values() for p in group}
+
+    @torch.no_grad()
+    def step(self, rate):
+        for shape, group in self.groups.items():
+            updates = []
+            for parameter in group:
+                moving = self.moving[id(parameter)]
+                moving.lerp_(parameter.grad, 1 - self.momentum)
+                update = parameter.grad.lerp(moving, self.momentum)
+                updates.append(update.T if update.shape[0] > update.shape[1] else update)
+            updates = self.orthogonal(torch.stack(updates))
+            for parameter, update in zip(group, updates):
+                update = update.T if parameter.shape[0] > parameter.shape[1] else update
+                parameter.mul_(1 - rate * self.weight_decay)
+                parameter.add_(update.to(parameter.dtype), alpha=-rate * 0.2 * max(shape) ** 0.5)
+
+    @staticmethod
+    def orthogonal(x):
+        """Newton-Schulz: towards the nearest orthogonal matrices."""
+        x = x.bfloat16()
+        x = x / (x.float().norm(dim=(1, 2), keepdim=True).bfloat16() + 1e-7)
+        for _ in range(5):
+            gram = x @ x.mT
+            x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+        return x
 
 
 def measure(model, tokenizer, state, images, scenes):
@@ -343,16 +405,20 @@ def main():
         trainer.see = torch.compile(trainer.see)
         trainer.decode = torch.compile(trainer.decode, dynamic=True)
     model.train()
-    parameters = list(trainer.parameters())
+    parameters = dict(trainer.named_parameters())
+    matrices = [p for name, p in parameters.items() if ".layers." in name and p.ndim == 2]
+    others = [p for name, p in parameters.items() if not (".layers." in name and p.ndim == 2)]
+    muon = Muon(matrices)
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.02},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in others if p.ndim > 1], "weight_decay": 0.02},
+            {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
         ],
         lr=options.lr,
         betas=(0.9, 0.98),
         fused=True,
     )
+    parameters = list(parameters.values())
     current = model.state_dict()  # shares the memory of the weights
     average = {name: value.detach().clone() for name, value in current.items()}
 
@@ -371,7 +437,7 @@ def main():
         rate = options.lr * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(1, part)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        pictures, ids, prefix, wanted, dense = (torch.from_numpy(array) for array in queue.get())
+        pictures, ids, prefix, wanted, weight, dense = (torch.from_numpy(array) for array in queue.get())
         pixels = pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
         with torch.autocast("cpu", torch.bfloat16, enabled=options.fast):
@@ -382,16 +448,18 @@ def main():
             else:
                 logits = trainer.logits(seen, ids, prefix, wanted)
                 softness = max(0.3, 0.5 * (1 - 1.3 * part))
-                words, places, off = trainer.answer_losses(logits, wanted, softness)
+                words, places, off = trainer.answer_losses(logits, wanted, weight, softness)
                 # a new helper head must not disturb a trained tower: it learns by itself for a while
                 young = not options.fresh and not helper_ready and step < 80
                 helper = trainer.helper_loss(seen.detach() if young else seen, dense)
                 loss = words + places + helper * (2.0 if young else 0.5)
                 losses = {"words": words, "places": places, "helper": helper, "off": off / 1024}
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+        muon.step(rate)
         step += 1
 
         keep = min(0.998, (step + 1) / (step + 10))

@@ -1,0 +1,183 @@
+//! The commands as a person runs them: output, exit codes, sentences.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::tempdir;
+
+use crate::support::daemon::{PALISADE, repository};
+use crate::support::truth::{LABELS, Score, Truth, detections};
+
+fn palisade(arguments: &[&str]) -> Output {
+    Command::new(PALISADE).args(arguments).current_dir(repository("")).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Frames of the clip at one a second, as `folder/000.png` and so on.
+fn frames_of_the_clip(folder: &Path) -> Vec<String> {
+    let status = Command::new("ffmpeg")
+        .args(["-v", "error", "-i"])
+        .arg(repository("samples/street.mp4"))
+        .args(["-vf", "select=not(mod(n\\,25))", "-vsync", "0", "-start_number", "0"])
+        .arg(folder.join("%03d.png"))
+        .status()
+        .expect("ffmpeg must be installed: apt install ffmpeg");
+    assert!(status.success());
+    let mut names: Vec<String> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_config_with_five_mistakes_reports_five() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("bad.toml");
+    let mistakes = "[model]\npath = \"samples/demo-model\"\nworkers = 0\n[[camera]]\nid = \"Front Door\"\nuri = \"gopher://cam\"\nprompt = \"\"\nintervall = 2\n";
+    std::fs::write(&file, mistakes).unwrap();
+    let output = palisade(&["check", "--config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(78));
+    let told = text(&output.stderr);
+    let expected = ["model.workers", "camera[0].id", "camera[0].uri", "camera[0].prompt", "camera[0].intervall"];
+    assert_eq!(told.lines().count(), 5, "{told}");
+    for (line, (key, number)) in told.lines().zip(expected.iter().zip([3, 5, 6, 7, 8])) {
+        assert!(line.starts_with(&format!("{}:{number}: {key} ", file.display())), "{line}");
+    }
+    assert_eq!(palisade(&["run", "--config", file.to_str().unwrap()]).status.code(), Some(78));
+}
+
+#[test]
+fn a_good_config_and_the_shipped_one_pass_the_check() {
+    let output = palisade(&["check", "--config", "config/palisade.toml"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("no mistake found"));
+    let output = palisade(&["check", "--config", "no/such.toml"]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(text(&output.stderr).contains("no/such.toml:1: cannot be read: No such file"));
+}
+
+#[test]
+fn a_custom_fragment_that_is_none_is_a_fault_with_its_line() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("bad.toml");
+    let camera = "[[camera]]\nid = \"a\"\nuri = \"rtsp://127.0.0.1/a\"\nlabels = [\"cat\"]\n";
+    let custom = "[[output.custom]]\npipeline = \"videoconvert ! nosuchelement ! fakesink\"\n";
+    std::fs::write(&file, format!("[model]\npath = \"samples/demo-model\"\n{camera}{custom}")).unwrap();
+    let output = palisade(&["check", "--config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(78));
+    let told = text(&output.stderr);
+    assert!(told.contains(":8: output.custom[0].pipeline is no gst-launch fragment: ") && told.contains("nosuchelement"), "{told}");
+}
+
+#[test]
+fn detect_finds_what_is_on_the_clips_frames() {
+    let folder = tempdir().unwrap();
+    let frames = frames_of_the_clip(folder.path());
+    assert_eq!(frames.len(), 30);
+    let mut arguments = vec!["detect", "--model", "samples/demo-model", "--json", "--labels"];
+    let labels = LABELS.join(",");
+    arguments.push(&labels);
+    arguments.extend(frames.iter().map(String::as_str));
+    let output = palisade(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let truth = Truth::of_the_clip();
+    let mut score = Score::default();
+    for (second, line) in text(&output.stdout).lines().enumerate() {
+        let answer: Value = serde_json::from_str(line).unwrap();
+        assert_eq!((answer["frame"]["width"].as_u64(), answer["frame"]["height"].as_u64()), (Some(1280), Some(720)));
+        assert_eq!(answer["prompt"], format!("detect {}", LABELS.join(" ; ")));
+        score.add(&detections(&answer), truth.at(second as f64));
+    }
+    assert!(score.precision() >= 0.97 && score.recall() >= 0.97, "{score:?}");
+}
+
+#[test]
+fn detect_draws_and_tells_boxes_in_shares_and_pixels() {
+    let folder = tempdir().unwrap();
+    let frames = frames_of_the_clip(folder.path());
+    let drawn = folder.path().join("drawn.png");
+    let output = palisade(&[
+        "detect", "--model", "samples/demo-model", "--prompt", "detect traffic light; person", "--annotate", drawn.to_str().unwrap(), &frames[2],
+    ]);
+    let told = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(told.contains("raw: <loc") && told.contains("traffic light") && told.contains("score 0.") && told.contains("pixels x "), "{told}");
+    let (before, after) = (image::open(&frames[2]).unwrap().to_rgb8(), image::open(&drawn).unwrap().to_rgb8());
+    assert_eq!(before.dimensions(), after.dimensions());
+    assert!(before.pixels().zip(after.pixels()).filter(|(a, b)| a != b).count() > 5000);
+}
+
+#[test]
+fn an_empty_answer_is_shown_and_is_no_error() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("grey.png");
+    image::RgbImage::from_pixel(320, 240, image::Rgb([120, 120, 120])).save(&path).unwrap();
+    let output = palisade(&["detect", "--model", "samples/demo-model", "--labels", "horse", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let told = text(&output.stdout);
+    assert!(told.contains("raw: ") && told.contains("nothing found"), "{told}");
+}
+
+#[test]
+fn pictures_that_cannot_be_used_are_sentences_and_exit_1() {
+    let folder = tempdir().unwrap();
+    let broken = folder.path().join("broken.jpg");
+    std::fs::write(&broken, b"\xff\xd8\xff\xe0 this is no picture").unwrap();
+    let huge = folder.path().join("huge.png");
+    image::GrayImage::new(20_000, 1).save(&huge).unwrap();
+    let good = repository("tests/goldens/pg2/image.png");
+    let paths: Vec<&str> = [broken.as_path(), huge.as_path(), good.as_path()].map(|path| path.to_str().unwrap()).to_vec();
+    let output = palisade(&[&["detect", "--model", "samples/demo-model", "--labels", "cat"][..], &paths].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output.stderr);
+    assert_eq!(told.lines().count(), 2, "{told}");
+    assert!(told.contains("broken.jpg cannot be read") && told.contains("huge.png cannot be read") && !told.contains("panicked"), "{told}");
+    assert!(text(&output.stdout).contains("image.png"));
+}
+
+#[test]
+fn a_model_that_is_not_there_is_a_sentence() {
+    let picture = repository("tests/goldens/pg2/image.png");
+    for (model, sentence) in [("no-such-folder", "neither a folder here nor"), ("tests", "config.json")] {
+        let output = palisade(&["detect", "--model", model, "--labels", "cat", picture.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains(sentence), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn probe_prints_the_reference_cases_numbers() {
+    for case in ["pg1", "pg2"] {
+        let (folder, snapshot) = crate::support::snapshot::copy_of(case);
+        let expected: Value = serde_json::from_str(&std::fs::read_to_string(snapshot.folder.join("expected.json")).unwrap()).unwrap();
+        let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+        let (model, image) = (folder.path().to_string_lossy().into_owned(), path("image.png"));
+        let prompt = expected["prompt"].as_str().unwrap();
+        let suppressed: Vec<String> = expected["suppressed_ids"].as_array().unwrap().iter().map(Value::to_string).collect();
+        let mut arguments = vec!["probe", "--model", &model, "--prompt", prompt, "--image", &image, "--tokens", "16", "--dtype", "f32", "--suppress"];
+        arguments.extend(suppressed.iter().map(String::as_str));
+        let output = palisade(&arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let got: Value = serde_json::from_slice(&output.stdout).unwrap();
+        for key in ["input_ids", "generated_ids", "text"] {
+            assert_eq!(got[key], expected[key], "{case} {key}");
+        }
+        for key in ["first_logits", "token_logprobs"] {
+            let pairs = got[key].as_array().unwrap().iter().zip(expected[key].as_array().unwrap());
+            let furthest = pairs.map(|(a, b)| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs()).fold(0.0, f64::max);
+            assert!(furthest < 1e-3, "{case} {key} differs by {furthest}");
+        }
+    }
+}
+
+#[test]
+fn help_names_every_command() {
+    let told = text(&palisade(&["--help"]).stdout);
+    for command in ["run", "check", "detect", "demo"] {
+        assert!(told.contains(command), "{told}");
+    }
+    assert!(!told.contains("probe"));
+}

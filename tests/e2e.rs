@@ -1,0 +1,200 @@
+//! The whole way: from a file or an RTSP server through the model to a subscriber on mosquitto, with the parts failing.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::tempdir;
+
+use crate::support::broker::{Broker, Subscriber, eventually};
+use crate::support::daemon::{Daemon, ffprobe, repository};
+use crate::support::rtsp::RtspServer;
+use crate::support::truth::{LABELS, Score, Truth, detections};
+
+/// A configuration with the demo model, one camera on `uri`, and every kind of file output below the working folder.
+fn config(uri: &str, broker: &Broker, more: &str) -> String {
+    format!(
+        "[model]\npath = {:?}\n[[camera]]\nid = \"street\"\nuri = {uri:?}\nlabels = {LABELS:?}\ninterval = 0.5\n{more}\n\
+         [output.snapshots]\ndir = \"snapshots\"\n[output.file]\npath = \"{{camera}}.mp4\"\n\
+         [mqtt]\nhost = \"127.0.0.1\"\nport = {}\n",
+        repository("samples/demo-model"),
+        broker.port()
+    )
+}
+
+fn clip() -> String {
+    format!("file://{}", repository("samples/street.mp4").display())
+}
+
+fn answers(subscriber: &Subscriber) -> Vec<Value> {
+    subscriber.on("palisade/street/detections").iter().map(crate::support::broker::Received::json).collect()
+}
+
+fn state(subscriber: &Subscriber) -> String {
+    let newest = subscriber.on("palisade/street/status").pop();
+    newest.map(|message| message.json()["state"].as_str().unwrap().to_owned()).unwrap_or_default()
+}
+
+fn pictures(folder: &Path) -> usize {
+    folder.join("snapshots/street").read_dir().map_or(0, |entries| entries.filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "jpg")).count())
+}
+
+#[test]
+fn a_file_played_once_is_told_whole_and_the_daemon_ends_by_itself() {
+    let folder = tempdir().unwrap();
+    let broker = Broker::start();
+    let subscriber = Subscriber::new(&broker, "palisade/#");
+    let mut daemon = Daemon::start(folder.path(), &config(&clip(), &broker, ""));
+    daemon.ready();
+    assert!(daemon.wait(Duration::from_secs(120)).success(), "{}", daemon.log());
+    assert!(daemon.has_told("STOPPING=1"));
+    subscriber.wait_text("palisade/status", "offline");
+    assert_eq!(state(&subscriber), "failed");
+
+    let answers = answers(&subscriber);
+    let seqs: Vec<u64> = answers.iter().map(|answer| answer["seq"].as_u64().unwrap()).collect();
+    assert_eq!(seqs, (1..=answers.len() as u64).collect::<Vec<_>>());
+    assert!(answers.len() >= 30, "only {} answers about 30 seconds", answers.len());
+    // The first look is at the clip's first frame; the times of the others say where in the clip they are. What moves
+    // between a frame's own time and the truth's nearest frame is allowed for by looking a little to both sides.
+    let begin = answers[0]["epoch"].as_f64().unwrap();
+    let truth = Truth::of_the_clip();
+    let mut score = Score::default();
+    for answer in &answers {
+        let (at, found) = (answer["epoch"].as_f64().unwrap() - begin, detections(answer));
+        let near = (-10..=10).map(|step| truth.at(at + f64::from(step) / truth.fps));
+        let tried = near.map(|objects| {
+            let mut score = Score::default();
+            score.add(&found, objects);
+            score
+        });
+        let best = tried.min_by_key(|score| score.false_alarms + score.missed).unwrap();
+        score = Score { hits: score.hits + best.hits, false_alarms: score.false_alarms + best.false_alarms, missed: score.missed + best.missed };
+    }
+    assert!(score.precision() >= 0.95 && score.recall() >= 0.95, "{score:?}");
+
+    let (frames, seconds) = ffprobe(&folder.path().join("street.mp4"));
+    assert!(frames as usize + 5 >= answers.len() && (25.0..36.0).contains(&seconds), "{frames} frames, {seconds} s");
+    assert!(pictures(folder.path()) + 5 >= answers.len());
+}
+
+#[test]
+fn camera_and_broker_may_die_mid_run_and_a_stop_is_clean() {
+    let folder = tempdir().unwrap();
+    let mut broker = Broker::start();
+    let mut camera = RtspServer::start_clip(&repository("samples/street.mp4"));
+    let subscriber = Subscriber::new(&broker, "palisade/#");
+    let mut daemon = Daemon::start(folder.path(), &config(&camera.uri(), &broker, ""));
+    daemon.ready();
+    subscriber.wait_text("palisade/status", "online");
+    subscriber.wait_for("detections over RTSP", |messages| {
+        messages.iter().filter(|message| message.topic.ends_with("/detections") && !detections(&message.json()).is_empty()).count() >= 3
+    });
+    assert_eq!(state(&subscriber), "running");
+    let known = detections(answers(&subscriber).last().unwrap());
+    assert!(known.iter().any(|object| object.label == "traffic light"), "{known:?}");
+
+    camera.stop();
+    eventually("the camera's loss is told", || ["backoff", "stalled", "connecting"].contains(&state(&subscriber).as_str()));
+    let before = answers(&subscriber).len();
+    camera.restart();
+    subscriber.wait_for("detections after the camera's return", |messages| {
+        messages.iter().filter(|message| message.topic.ends_with("/detections")).count() >= before + 3
+    });
+
+    let written = pictures(folder.path());
+    broker.kill9();
+    eventually("frames are looked at without a broker", || pictures(folder.path()) >= written + 4);
+    assert!(daemon.runs());
+    let before = answers(&subscriber).last().unwrap()["seq"].as_u64().unwrap();
+    broker.restart();
+    subscriber.wait_for("what was found meanwhile", |messages| {
+        messages.iter().any(|message| message.topic.ends_with("/detections") && message.json()["seq"] == before + 4)
+    });
+    let mut seqs: Vec<u64> = answers(&subscriber).iter().map(|answer| answer["seq"].as_u64().unwrap()).collect();
+    seqs.sort_unstable();
+    seqs.dedup();
+    assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>(), "an answer was lost");
+    subscriber.wait_text("palisade/status", "online");
+
+    daemon.signal("TERM");
+    assert!(daemon.wait(Duration::from_secs(10)).success(), "{}", daemon.log());
+    assert!(daemon.has_told("STOPPING=1"));
+    subscriber.wait_text("palisade/status", "offline");
+    let (frames, _) = ffprobe(&folder.path().join("street.mp4"));
+    assert!(frames >= 5, "{frames}");
+    assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
+}
+
+#[test]
+fn killed_at_once_it_leaves_a_readable_video_and_its_last_will() {
+    let folder = tempdir().unwrap();
+    let broker = Broker::start();
+    let subscriber = Subscriber::new(&broker, "palisade/#");
+    let mut daemon = Daemon::start(folder.path(), &config(&clip(), &broker, "loop = true"));
+    daemon.ready();
+    subscriber.wait_for("eight answers", |messages| messages.iter().filter(|message| message.topic.ends_with("/detections")).count() >= 8);
+    daemon.signal("KILL");
+    assert!(!daemon.wait(Duration::from_secs(10)).success());
+    subscriber.wait_text("palisade/status", "offline");
+    let (frames, _) = ffprobe(&folder.path().join("street.mp4"));
+    assert!(frames >= 3, "{frames}");
+}
+
+#[test]
+fn it_runs_without_a_broker_section_and_with_a_broker_that_is_not_there() {
+    for mqtt in ["", "[mqtt]\nhost = \"127.0.0.1\"\nport = 9\n"] {
+        let folder = tempdir().unwrap();
+        let text = format!(
+            "[model]\npath = {:?}\n[[camera]]\nid = \"street\"\nuri = {:?}\nlabels = [\"car\"]\ninterval = 0.2\nloop = true\n[output.snapshots]\ndir = \"snapshots\"\n{mqtt}",
+            repository("samples/demo-model"),
+            clip()
+        );
+        let mut daemon = Daemon::start(folder.path(), &text);
+        daemon.ready();
+        eventually("annotated pictures", || pictures(folder.path()) >= 3);
+        daemon.signal("INT");
+        assert!(daemon.wait(Duration::from_secs(10)).success(), "{}", daemon.log());
+    }
+}
+
+#[test]
+fn passwords_reach_no_log_and_no_topic() {
+    let folder = tempdir().unwrap();
+    let broker = Broker::with_login("palisade", "s3cr3t-broker");
+    let subscriber = Subscriber::new(&broker, "palisade/#");
+    for (name, secret) in [("camera", "s3cr3t-camera"), ("broker", "s3cr3t-broker")] {
+        std::fs::write(folder.path().join(name), format!("{secret}\n")).unwrap();
+    }
+    let text = format!(
+        "[model]\npath = {:?}\n[[camera]]\nid = \"gate\"\nuri = \"rtsp://admin:s3cr3t-uri@127.0.0.1:9/h264\"\npassword_file = \"camera\"\nlabels = [\"car\"]\n\
+         [mqtt]\nhost = \"127.0.0.1\"\nport = {}\nusername = \"palisade\"\npassword_file = \"broker\"\n[log]\nlevel = \"trace\"\n",
+        repository("samples/demo-model"),
+        broker.port()
+    );
+    let mut daemon = Daemon::start(folder.path(), &text);
+    daemon.ready();
+    subscriber.wait_for("a lost camera's state", |messages| {
+        messages.iter().any(|message| message.topic == "palisade/gate/status" && message.json()["state"] == "backoff")
+    });
+    daemon.signal("TERM");
+    assert!(daemon.wait(Duration::from_secs(10)).success());
+    subscriber.wait_text("palisade/status", "offline");
+    let told: String = subscriber.messages().iter().map(|message| format!("{} {}\n", message.topic, message.text())).collect();
+    assert!(!told.contains("s3cr3t"), "{told}");
+    assert!(!daemon.log().contains("s3cr3t"), "{}", daemon.log());
+}
+
+#[test]
+fn the_unit_is_one_that_systemd_understands() {
+    let folder = tempdir().unwrap();
+    let unit = std::fs::read_to_string(repository("systemd/palisade.service")).unwrap();
+    let unit = unit.replace("/usr/bin/palisade", crate::support::daemon::PALISADE);
+    assert!(unit.contains("Type=notify") && unit.contains("TimeoutStopSec=10"));
+    let file = folder.path().join("palisade.service");
+    std::fs::write(&file, unit).unwrap();
+    let output = std::process::Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output();
+    let output = output.expect("systemd-analyze must be installed: apt install systemd");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && told.is_empty(), "{told}");
+}

@@ -10,6 +10,7 @@ mod generate;
 mod hub;
 mod layers;
 mod preprocess;
+mod resize;
 mod tokenizer;
 mod vision;
 mod weights;

@@ -49,11 +49,6 @@ impl Cache {
     pub fn clear(&mut self) {
         self.len = 0;
     }
-
-    /// Positions held.
-    pub fn len(&self) -> usize {
-        self.len
-    }
 }
 
 impl Decoder {

@@ -31,8 +31,12 @@ fn camera(id: &str) -> CameraId {
 }
 
 fn start(config: MqttConfig, metrics: &Metrics) -> Mqtt {
+    start_with(config, metrics, QUICK)
+}
+
+fn start_with(config: MqttConfig, metrics: &Metrics, patience: Patience) -> Mqtt {
     let context = Context { model: "test/model@main".to_owned(), run: RUN };
-    mqtt::start_with(config, &[camera("street"), camera("yard")], context, metrics, QUICK).unwrap()
+    mqtt::start_with(config, &[camera("street"), camera("yard")], context, metrics, patience).unwrap()
 }
 
 fn looked(id: &str, seq: u64, raw: &str) -> Looked {
@@ -226,6 +230,49 @@ fn nothing_is_lost_when_a_frozen_broker_is_killed_and_restarted() {
         eventually("the silence is noticed", || publisher.trouble().is_some());
         kill_and_restart(broker, publisher);
     });
+}
+
+/// Freezes a broker under an idle link, or one that large records fill to the brim; returns why the link was given up.
+fn frozen_under(records: u64, patience: Patience) -> String {
+    let broker = Broker::start();
+    let subscriber = Subscriber::durable(&broker, "palisade/street/detections");
+    let metrics = Metrics::new();
+    let mqtt = start_with(broker.config("noticed"), &metrics, patience);
+    let publisher = mqtt.publisher();
+    eventually("the link is there", || publisher.trouble().is_none());
+    broker.freeze();
+    let large = "x".repeat(200 * 1024);
+    (1..=records).for_each(|seq| publish(&publisher, &looked("street", seq, &large)));
+    let mut why = None;
+    eventually("the silence is noticed", || {
+        why = publisher.trouble();
+        why.is_some()
+    });
+    broker.thaw();
+    subscriber.wait_for("every record", |messages| first_arrivals(messages, "street").len() as u64 == records);
+    assert_eq!(first_arrivals(&subscriber.messages(), "street"), (1..=records).collect::<Vec<_>>());
+    mqtt.finish(LONG);
+    assert_eq!((published(&metrics, "street"), dropped(&metrics, "street")), (records, 0));
+    why.unwrap()
+}
+
+#[test]
+fn a_frozen_broker_is_noticed_by_its_missing_ping_response() {
+    let why = frozen_under(0, QUICK);
+    assert!(why.ends_with("stopped answering pings"), "{why}");
+}
+
+#[test]
+fn a_frozen_broker_is_noticed_by_its_missing_acknowledgements() {
+    let why = frozen_under(1, Patience { keep_alive: Duration::from_secs(60), ..QUICK });
+    assert!(why.ends_with("acknowledged nothing for 2 s"), "{why}");
+}
+
+#[test]
+fn a_frozen_broker_with_full_buffers_costs_nothing_either() {
+    let patience = Patience { keep_alive: Duration::from_secs(60), connect: Duration::from_secs(10), ..QUICK };
+    let why = frozen_under(60, patience);
+    assert!(why.ends_with("acknowledged nothing for 2 s"), "{why}");
 }
 
 #[test]

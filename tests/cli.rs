@@ -100,11 +100,21 @@ fn detect_draws_and_tells_boxes_in_shares_and_pixels() {
     let frames = frames_of_the_clip(folder.path());
     let drawn = folder.path().join("drawn.png");
     let output = palisade(&[
-        "detect", "--model", "samples/demo-model", "--prompt", "detect traffic light; person", "--annotate", drawn.to_str().unwrap(), &frames[2],
+        "detect",
+        "--model",
+        "samples/demo-model",
+        "--prompt",
+        "detect traffic light; person",
+        "--annotate",
+        drawn.to_str().unwrap(),
+        &frames[2],
     ]);
     let told = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    assert!(told.contains("raw: <loc") && told.contains("traffic light") && told.contains("score 0.") && told.contains("pixels x "), "{told}");
+    assert!(
+        told.contains("raw: <loc") && told.contains("traffic light") && told.contains("score 0.") && told.contains("pixels x "),
+        "{told}"
+    );
     let (before, after) = (image::open(&frames[2]).unwrap().to_rgb8(), image::open(&drawn).unwrap().to_rgb8());
     assert_eq!(before.dimensions(), after.dimensions());
     assert!(before.pixels().zip(after.pixels()).filter(|(a, b)| a != b).count() > 5000);
@@ -157,7 +167,8 @@ fn probe_prints_the_reference_cases_numbers() {
         let (model, image) = (folder.path().to_string_lossy().into_owned(), path("image.png"));
         let prompt = expected["prompt"].as_str().unwrap();
         let suppressed: Vec<String> = expected["suppressed_ids"].as_array().unwrap().iter().map(Value::to_string).collect();
-        let mut arguments = vec!["probe", "--model", &model, "--prompt", prompt, "--image", &image, "--tokens", "16", "--dtype", "f32", "--suppress"];
+        let mut arguments =
+            vec!["probe", "--model", &model, "--prompt", prompt, "--image", &image, "--tokens", "16", "--dtype", "f32", "--suppress"];
         arguments.extend(suppressed.iter().map(String::as_str));
         let output = palisade(&arguments);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));

@@ -83,7 +83,7 @@ fn camera_and_broker_may_die_mid_run_and_a_stop_is_clean() {
     let folder = tempdir().unwrap();
     let mut broker = Broker::start();
     let mut camera = RtspServer::start_clip(&repository("samples/street.mp4"));
-    let subscriber = Subscriber::new(&broker, "palisade/#");
+    let subscriber = Subscriber::durable(&broker, "palisade/#");
     let mut daemon = Daemon::start(folder.path(), &config(&camera.uri(), &broker, ""));
     daemon.ready();
     subscriber.wait_text("palisade/status", "online");

@@ -74,7 +74,9 @@ impl Source {
                 }
             }
             for (name, owners) in OWNERS {
-                let owned = owners.iter().any(|owner| self.path == *owner || self.path.starts_with(&format!("{owner}/")) || self.path == format!("{owner}.rs"));
+                let owned = owners
+                    .iter()
+                    .any(|owner| self.path == *owner || self.path.starts_with(&format!("{owner}/")) || self.path == format!("{owner}.rs"));
                 if !owned && imports(line, name) {
                     tell(number, format!("imports {name}, which only {owners:?} may"));
                 }

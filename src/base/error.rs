@@ -57,12 +57,12 @@ impl Error {
         self.0.kind
     }
 
-    /// The sentence and every cause, joined by `: `. A cause that the sentence repeats already is left out.
+    /// The sentence and every cause, joined by `: `, on one line. A cause that the sentence repeats already is left out.
     pub fn chain(&self) -> String {
         let mut text = self.0.message.clone();
         let mut cause = self.source();
         while let Some(error) = cause {
-            let line = error.to_string();
+            let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
             if !text.contains(&line) {
                 text.push_str(": ");
                 text.push_str(&line);
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_chain_names_every_cause_once() {
-        let cause = std::io::Error::other("disk on fire");
+        let cause = std::io::Error::other("disk\n on fire\n");
         let inner = Error::new(Kind::Io, "cannot write a.jpg").because(cause);
         let outer = Error::new(Kind::Internal, "sink failed").because(inner);
         assert_eq!(outer.chain(), "sink failed: cannot write a.jpg: disk on fire");

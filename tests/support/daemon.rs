@@ -109,7 +109,8 @@ impl Drop for Daemon {
 /// What `ffprobe` counts in a video file's first video stream: frames, and its duration in seconds.
 pub fn ffprobe(path: &Path) -> (u64, f64) {
     let arguments = "-v error -select_streams v:0 -count_frames -show_entries stream=nb_read_frames:format=duration -of default=noprint_wrappers=1:nokey=1";
-    let output = Command::new("ffprobe").args(arguments.split(' ')).arg(path).output().expect("ffprobe must be installed: apt install ffmpeg");
+    let output =
+        Command::new("ffprobe").args(arguments.split(' ')).arg(path).output().expect("ffprobe must be installed: apt install ffmpeg");
     assert!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let mut lines = text.lines();

@@ -26,7 +26,8 @@ impl Truth {
     pub fn of_the_clip() -> Self {
         let text = std::fs::read_to_string(repository("samples/street.truth.json")).unwrap();
         let truth: Value = serde_json::from_str(&text).unwrap();
-        let frames = truth["frames"].as_array().unwrap().iter().map(|frame| frame["objects"].as_array().unwrap().iter().map(object).collect());
+        let frames =
+            truth["frames"].as_array().unwrap().iter().map(|frame| frame["objects"].as_array().unwrap().iter().map(object).collect());
         Self { fps: truth["fps"].as_f64().unwrap(), frames: frames.collect() }
     }
 

@@ -1,0 +1,4 @@
+//! Helpers the areas share.
+
+pub mod media;
+pub mod rtsp;

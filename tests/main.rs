@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod cli;
+mod e2e;
 mod layering;
 mod model;
 mod mqtt;
+mod source;
 mod support;

@@ -321,7 +321,10 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate):
-        for shape, group in self.groups.items():
+        for shape, everything in self.groups.items():
+            group = [parameter for parameter in everything if parameter.grad is not None]
+            if not group:
+                continue
             updates = []
             for parameter in group:
                 moving = self.moving[id(parameter)]

@@ -15,6 +15,10 @@ use crate::source::fault;
 use crate::source::location::Location;
 use crate::source::tap::Tap;
 
+/// Lets go of a buffer. `PadProbeReturn::Drop` would do, but with these bindings GStreamer 1.22 then unrefs a null
+/// pointer and complains of each frame on stderr.
+const DROP: PadProbeReturn = PadProbeReturn::Handled;
+
 /// Builds the pipeline of `location`, in state NULL. Its frames go to `tap`.
 ///
 /// # Errors
@@ -25,13 +29,13 @@ pub fn build(location: &Location, config: &CameraConfig, tap: &Arc<Tap>) -> Resu
     // Files are played in real time, and what HTTP serves may be one. Cameras over RTSP set their own pace.
     let paced = matches!(location, Location::File(_) | Location::Http(_));
     let tail = tail(&pipeline, paced, tap)?;
-    decode.connect_pad_added(link_to(&tail));
+    decode.connect_pad_added(link_to(&tail, "video/x-raw"));
     pipeline.add(&decode).context(Kind::Pipeline, || "cannot add decodebin")?;
     let source = source(location, config)?;
     pipeline.add(&source).context(Kind::Pipeline, || "cannot add the source")?;
     if matches!(location, Location::Rtsp(_)) {
         let sink = decode.static_pad("sink").ok_or_else(|| Error::new(Kind::Internal, "decodebin has no sink pad"))?;
-        source.connect_pad_added(link_to(&sink));
+        source.connect_pad_added(link_to(&sink, "application/x-rtp"));
     } else {
         source.link(&decode).context(Kind::Pipeline, || "cannot link the source")?;
     }
@@ -103,11 +107,17 @@ fn sign_in(source: &Element, config: &CameraConfig) {
     }
 }
 
-/// decodebin, told to plug video decoders only: sound stays undecoded and unexposed.
+/// decodebin, told to decode pictures only.
 fn decoder(config: &CameraConfig, pipeline: &Pipeline, tap: &Arc<Tap>) -> Result<Element> {
     let decode = make("decodebin")?;
-    decode.set_property("caps", gstreamer::Caps::new_empty_simple("video/x-raw"));
-    decode.set_property("expose-all-streams", false);
+    // Sound and subtitles come out as they are and stay unlinked. (expose-all-streams=false would refuse the video
+    // decoders too, as of 1.22.)
+    decode.connect("autoplug-continue", false, |values| {
+        let caps = values.get(2).and_then(|value| value.get::<gstreamer::Caps>().ok());
+        let name = caps.and_then(|caps| Some(caps.structure(0)?.name().to_string())).unwrap_or_default();
+        let unwanted = ["audio/", "text/", "subpicture/", "closedcaption/", "application/x-sub", "application/x-ass", "application/x-ssa"];
+        Some((!unwanted.iter().any(|prefix| name.starts_with(prefix))).to_value())
+    });
     let keyframes = config.decode == Decode::Keyframes;
     let tap = Arc::downgrade(tap);
     pipeline.connect_deep_element_added(move |_, _, element| {
@@ -132,7 +142,7 @@ fn watch_decoder(decoder: &Element, keyframes: bool, tap: Weak<Tap>) {
             tap.data();
         }
         let delta = info.buffer().is_some_and(|buffer| buffer.flags().contains(gstreamer::BufferFlags::DELTA_UNIT));
-        if keyframes && delta { PadProbeReturn::Drop } else { PadProbeReturn::Ok }
+        if keyframes && delta { DROP } else { PadProbeReturn::Ok }
     });
 }
 
@@ -164,16 +174,18 @@ fn tail(pipeline: &Pipeline, paced: bool, tap: &Arc<Tap>) -> Result<gstreamer::P
     let pad = |element: &Element| element.static_pad("sink").ok_or_else(|| Error::new(Kind::Internal, "a converter has no sink pad"));
     pad(&convert)?.add_probe(PadProbeType::BUFFER, move |pad, info| {
         let wanted = weak.upgrade().zip(info.buffer()).is_some_and(|(tap, buffer)| tap.gate(pad, buffer));
-        if wanted { PadProbeReturn::Ok } else { PadProbeReturn::Drop }
+        if wanted { PadProbeReturn::Ok } else { DROP }
     });
     pad(&clock)
 }
 
-/// Links each new pad to `sink`, unless that has a peer: a second video stream is left alone.
-fn link_to(sink: &gstreamer::Pad) -> impl Fn(&Element, &gstreamer::Pad) + Send + Sync + 'static {
+/// Links each new pad of this media type to `sink`, unless that has a peer: a second video stream is left alone.
+fn link_to(sink: &gstreamer::Pad, media: &'static str) -> impl Fn(&Element, &gstreamer::Pad) + Send + Sync + 'static {
     let sink = sink.downgrade();
     move |element, pad| {
-        let Some(sink) = sink.upgrade().filter(|sink| !sink.is_linked()) else { return };
+        let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
+        let fits = caps.structure(0).is_some_and(|structure| structure.name() == media);
+        let Some(sink) = sink.upgrade().filter(|sink| fits && !sink.is_linked()) else { return };
         if let Err(error) = pad.link(&sink) {
             tracing::debug!(element = %element.name(), %error, "a pad could not be linked");
         }

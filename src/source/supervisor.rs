@@ -152,8 +152,7 @@ impl Supervisor {
         let mut listener = Listener { interpreter: &self.interpreter, missing: None, warning: None };
         let wanted = [MessageType::Error, MessageType::Eos, MessageType::Element, MessageType::Warning];
         loop {
-            // A failed start has said why on the bus already.
-            let message = bus.timed_pop_filtered(if refused { ClockTime::ZERO } else { POLL }, &wanted);
+            let message = bus.timed_pop_filtered(POLL, &wanted);
             let ended = message.as_ref().and_then(|message| listener.hear(message));
             let pulse = tap.pulse();
             if pulse.frames > 0 && first_frame.is_none() {
@@ -173,6 +172,7 @@ impl Supervisor {
                 tracing::error!(camera = %self.config.id, "a frame hook panicked; this is a defect, please report it");
                 return Ended::Lost(Fault { reason: "a frame hook panicked".to_owned(), retry: Retry::Soon });
             }
+            // A failed start has said why on the bus, if ever.
             if refused && message.is_none() {
                 let silent = || Fault { reason: "the pipeline did not start".to_owned(), retry: Retry::Soon };
                 return Ended::Lost(listener.reason().unwrap_or_else(silent));

@@ -1,0 +1,376 @@
+//! Sources: real files, a real RTSP server, a real HTTP server.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, unbounded};
+use image::{Rgb, RgbImage};
+
+use crate::support::media::clip;
+use crate::support::rtsp::{BALL, RtspServer};
+use palisade::base::metrics::Metrics;
+use palisade::base::shutdown::Shutdown;
+use palisade::config::{CameraConfig, Decode};
+use palisade::source::{self, Candidate, Hooks, Limits, Source};
+use palisade::types::{CameraId, CameraState, CameraStatus, Frame, Prompt, TimeSource};
+
+/// Long enough for a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn camera(uri: &str) -> CameraConfig {
+    CameraConfig {
+        id: CameraId::new("cam").unwrap(),
+        uri: uri.to_owned(),
+        looped: false,
+        prompt: Prompt::new("detect cat").unwrap(),
+        interval: Duration::from_secs(1),
+        decode: Decode::All,
+        username: None,
+        password: None,
+        enabled: true,
+    }
+}
+
+fn file(path: &Path) -> CameraConfig {
+    camera(&format!("file://{}", path.display()))
+}
+
+/// Short waits, so that what takes minutes in service takes seconds here.
+fn limits() -> Limits {
+    Limits {
+        stall: Duration::from_secs(3),
+        backoff_first: Duration::from_millis(200),
+        backoff_most: Duration::from_secs(1),
+        refused: Duration::from_secs(5),
+        ..Limits::default()
+    }
+}
+
+/// A running source and what came out of it.
+struct Open {
+    frames: Receiver<Frame>,
+    statuses: Receiver<CameraStatus>,
+    metrics: Metrics,
+    stop: StopOnDrop,
+    source: Source,
+}
+
+/// Lets a failed test end: a source joins its thread when it is dropped.
+struct StopOnDrop(Shutdown);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.trigger();
+    }
+}
+
+fn open(config: CameraConfig) -> Open {
+    open_with(limits(), config, |_| true)
+}
+
+fn open_with(limits: Limits, config: CameraConfig, admit: impl FnMut(Candidate) -> bool + Send + 'static) -> Open {
+    let (frame, frames) = unbounded();
+    let (status, statuses) = unbounded();
+    let hooks =
+        Hooks { admit: Box::new(admit), deliver: Box::new(move |f| drop(frame.send(f))), status: Box::new(move |s| drop(status.send(s))) };
+    let (metrics, stop) = (Metrics::new(), StopOnDrop(Shutdown::new()));
+    let source = source::start_with(limits, config, hooks, &metrics, stop.0.clone()).unwrap();
+    Open { frames, statuses, metrics, stop, source }
+}
+
+impl Open {
+    /// The next status of this state; those before it are passed over.
+    fn reach(&self, state: CameraState) -> CameraStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.statuses.recv_deadline(deadline).unwrap_or_else(|_| panic!("never {}", state.name()));
+            if status.state == state {
+                return status;
+            }
+        }
+    }
+
+    /// Every frame until the source drops its hooks.
+    fn all_frames(&self) -> Vec<Frame> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut frames = Vec::new();
+        loop {
+            match self.frames.recv_deadline(deadline) {
+                Ok(frame) => frames.push(frame),
+                Err(RecvTimeoutError::Disconnected) => return frames,
+                Err(RecvTimeoutError::Timeout) => panic!("no end; {:?}", self.source.status()),
+            }
+        }
+    }
+
+    fn frame(&self) -> Frame {
+        self.frames.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no frame; {:?}", self.source.status()))
+    }
+
+    fn count(&self, name: &'static str) -> u64 {
+        self.metrics.counter(name, "cam").get()
+    }
+
+    fn stop(self) {
+        self.stop.0.trigger();
+        assert!(self.source.join_until(Instant::now() + PATIENCE));
+        while self.frames.try_recv().is_ok() {}
+        assert_eq!(self.frames.try_recv().unwrap_err(), TryRecvError::Disconnected, "the hooks are dropped");
+        assert_eq!(self.statuses.iter().last().map(|s| s.state), Some(CameraState::Disabled));
+    }
+}
+
+#[test]
+fn a_file_played_once_shows_every_frame_in_real_time_and_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a b.mp4", "a.mkv", "a.avi", "a.ts"] {
+        let path = clip(dir.path(), name, 20, 10, 10);
+        let began = Instant::now();
+        let open = open(camera(&format!("file://{}", path.display().to_string().replace(' ', "%20"))));
+        let frames = open.all_frames();
+        assert_eq!(frames.len(), 20, "{name}");
+        assert!(began.elapsed() >= Duration::from_millis(1800), "{name}: {:?}", began.elapsed());
+        let position = |n: usize| frames[n].position.unwrap().as_secs_f64();
+        assert!(position(0) < 0.2 && (position(19) - position(0) - 1.9).abs() < 0.1, "{name}: {} {}", position(0), position(19));
+        assert!(frames.iter().all(|f| f.time_source == TimeSource::File && f.image.dimensions() == (320, 240)));
+        let states: Vec<_> = open.statuses.iter().map(|s| (s.state, s.reason)).collect();
+        let expected = [(CameraState::Connecting, ""), (CameraState::Running, ""), (CameraState::Failed, "end of file")];
+        assert_eq!(states, expected.map(|(state, reason)| (state, reason.to_owned())), "{name}");
+        assert_eq!((open.count("frames_in"), open.count("frames_sampled")), (20, 20));
+        assert!(open.source.join_until(Instant::now() + PATIENCE));
+    }
+}
+
+#[test]
+fn a_looped_file_starts_anew_whatever_its_container() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a.mp4", "a.ts"] {
+        let open = open(CameraConfig { looped: true, ..file(&clip(dir.path(), name, 10, 20, 10)) });
+        let positions: Vec<Duration> = (0..35).map(|_| open.frame().position.unwrap()).collect();
+        let restarts = positions.windows(2).filter(|pair| pair[1] < pair[0]).count();
+        assert_eq!(restarts, 3, "{name}: {positions:?}");
+        assert_eq!(open.count("reconnects"), 0);
+        assert_eq!(open.reach(CameraState::Connecting).reason, "");
+        assert_eq!(open.reach(CameraState::Running).reason, "");
+        assert!(open.statuses.is_empty());
+        open.stop();
+    }
+}
+
+#[test]
+fn only_admitted_frames_are_converted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut seen = 0;
+    let every_fifth = move |candidate: Candidate| {
+        seen += 1;
+        assert!(candidate.position.is_some());
+        seen % 5 == 0 // the first one is refused: the pipeline must start all the same
+    };
+    let open = open_with(limits(), file(&clip(dir.path(), "a.mp4", 20, 20, 20)), every_fifth);
+    assert_eq!(open.all_frames().len(), 4);
+    assert_eq!((open.count("frames_in"), open.count("frames_sampled")), (20, 4));
+}
+
+#[test]
+fn keyframes_alone_are_decoded_when_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = open(CameraConfig { decode: Decode::Keyframes, ..file(&clip(dir.path(), "a.mp4", 40, 20, 10)) });
+    assert_eq!(open.all_frames().len(), 4);
+    assert_eq!(open.count("frames_in"), 4);
+}
+
+/// 1366 × 3 bytes are no multiple of four: rows are padded on the way.
+#[test]
+fn odd_widths_keep_every_pixel() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("odd.png");
+    let picture = RgbImage::from_fn(1366, 31, |x, y| Rgb([x as u8, (x >> 8) as u8 * 40 + y as u8, (x ^ y) as u8]));
+    picture.save(&path).unwrap();
+    let open = open(file(&path));
+    assert!(*open.frame().image == picture);
+    assert_eq!(open.reach(CameraState::Failed).reason, "end of file");
+}
+
+#[test]
+fn a_missing_file_is_tried_again_until_it_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = clip(dir.path(), "made.mp4", 5, 10, 5);
+    let path = dir.path().join("late.mp4");
+    let open = open(file(&path));
+    let reason = open.reach(CameraState::Backoff).reason;
+    assert!(reason.contains("late.mp4") && reason.contains("not found"), "{reason}");
+    std::fs::rename(made, &path).unwrap();
+    open.reach(CameraState::Running);
+    assert!(open.count("reconnects") > 0);
+    open.reach(CameraState::Failed);
+}
+
+#[test]
+fn a_file_without_pictures_is_said_to_be_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("text.mp4");
+    std::fs::write(&path, "this is no film ".repeat(1000)).unwrap();
+    let open = open(file(&path));
+    let reason = open.reach(CameraState::Backoff).reason;
+    assert!(reason.contains("text.mp4"), "{reason}");
+    open.stop();
+}
+
+#[test]
+fn an_rtsp_camera_that_dies_comes_back() {
+    let mut server = RtspServer::start(BALL, None);
+    let open = open(camera(&server.uri()));
+    assert_eq!(open.frame().image.dimensions(), (320, 240));
+    open.reach(CameraState::Running);
+    server.stop();
+    let reason = open.reach(CameraState::Backoff).reason;
+    assert!(!reason.is_empty());
+    while open.frames.try_recv().is_ok() {}
+    server.restart();
+    open.reach(CameraState::Running);
+    open.frame();
+    assert!(open.count("reconnects") > 0);
+    open.stop();
+}
+
+#[test]
+fn an_rtsp_camera_that_freezes_is_stalled_and_built_anew() {
+    let server = RtspServer::start(BALL, None);
+    let open = open(camera(&server.uri()));
+    open.reach(CameraState::Running);
+    server.freeze(true);
+    let reason = open.reach(CameraState::Stalled).reason;
+    assert!(reason.contains("no picture for"), "{reason}");
+    open.reach(CameraState::Backoff);
+    server.freeze(false);
+    open.reach(CameraState::Running);
+    open.stop();
+}
+
+#[test]
+fn an_rtsp_frame_carries_the_servers_time() {
+    let server = RtspServer::start(BALL, None);
+    let open = open(camera(&server.uri()));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let frame = open.frame();
+        if frame.time_source == TimeSource::Ntp {
+            let off = frame.captured.millis().abs_diff(palisade::base::clock::Utc::now().millis());
+            assert!(off < 10_000, "{off} ms");
+            break;
+        }
+        assert!(Instant::now() < deadline, "no frame with the server's time");
+    }
+    open.stop();
+}
+
+#[test]
+fn credentials_open_an_rtsp_camera_and_wrong_ones_stay_secret() {
+    let server = RtspServer::start(BALL, Some(("viewer", "s3cr3t-right")));
+    let with = |password: &str| CameraConfig {
+        username: Some("viewer".into()),
+        password: Some(password.to_owned().into()),
+        ..camera(&server.uri())
+    };
+    let right = open(with("s3cr3t-right"));
+    right.frame();
+    right.stop();
+    let wrong = open(with("s3cr3t-wrong"));
+    let reason = wrong.reach(CameraState::Backoff).reason;
+    assert!(reason.contains("refused the user name or password") && !reason.contains("s3cr3t"), "{reason}");
+    let at = Instant::now();
+    wrong.reach(CameraState::Connecting);
+    assert!(at.elapsed() >= Duration::from_secs(4), "{:?}", at.elapsed());
+    wrong.stop();
+}
+
+#[test]
+fn nobody_listening_is_a_reason() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for scheme in ["rtsp", "http"] {
+        let open = open(camera(&format!("{scheme}://127.0.0.1:{port}/x?pwd=s3cr3t")));
+        let reason = open.reach(CameraState::Backoff).reason;
+        assert!(reason.contains("127.0.0.1") && !reason.contains("s3cr3t"), "{reason}");
+        open.stop();
+    }
+}
+
+#[test]
+fn a_missing_video_device_is_a_reason() {
+    let open = open(camera("v4l2:///dev/video-that-is-not-there"));
+    let reason = open.reach(CameraState::Backoff).reason;
+    assert!(reason.contains("/dev/video-that-is-not-there"), "{reason}");
+    open.stop();
+}
+
+/// Serves JPEG pictures of two sizes in turn as `multipart/x-mixed-replace`, to one client after another.
+fn mjpeg_server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("http://{}/mjpeg", listener.local_addr().unwrap());
+    let jpeg = |width: u32, height: u32, colour: [u8; 3]| {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        RgbImage::from_pixel(width, height, Rgb(colour)).write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+        bytes.into_inner()
+    };
+    let pictures = [jpeg(64, 48, [200, 30, 30]), jpeg(101, 77, [30, 30, 200])];
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\nConnection: close\r\n\r\n";
+            let mut sent = client.write_all(head.as_bytes());
+            for picture in pictures.iter().cycle() {
+                let part = format!("--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n", picture.len());
+                sent = sent.and_then(|()| client.write_all(part.as_bytes()));
+                sent = sent.and_then(|()| client.write_all(picture)).and_then(|()| client.write_all(b"\r\n"));
+                if sent.is_err() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(100)); // a camera's pace
+            }
+        }
+    });
+    uri
+}
+
+#[test]
+fn motion_jpeg_over_http_plays_and_may_change_its_size() {
+    let open = open(camera(&mjpeg_server()));
+    let mut seen = [0, 0];
+    while seen[0] < 3 || seen[1] < 3 {
+        let frame = open.frame();
+        let (width, height) = frame.image.dimensions();
+        let pixel = frame.image.get_pixel(width - 1, height - 1).0;
+        let expected = if width == 64 { [200, 30, 30] } else { [30, 30, 200] };
+        assert!(pixel.iter().zip(expected).all(|(a, b): (&u8, u8)| a.abs_diff(b) <= 6), "{width}×{height}: {pixel:?}");
+        assert_eq!(frame.time_source, TimeSource::Pipeline);
+        seen[usize::from(width == 101)] += 1;
+    }
+    open.stop();
+}
+
+#[test]
+fn a_hook_that_panics_ends_the_attempt_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let calls = Arc::new(AtomicU64::new(0));
+    let counted = calls.clone();
+    let config = CameraConfig { looped: true, ..file(&clip(dir.path(), "a.mp4", 10, 10, 5)) };
+    let open = open_with(limits(), config, move |_| {
+        assert!(counted.fetch_add(1, Ordering::SeqCst) != 3, "on purpose");
+        true
+    });
+    assert!(open.reach(CameraState::Backoff).reason.contains("panicked"));
+    open.reach(CameraState::Running);
+    open.stop();
+}
+
+#[test]
+fn a_disabled_camera_is_not_opened() {
+    let open = open(CameraConfig { enabled: false, ..camera("rtsp://127.0.0.1:1/x") });
+    assert_eq!(open.statuses.recv_timeout(PATIENCE).unwrap().state, CameraState::Disabled);
+    assert!(open.frames.recv().is_err());
+    assert!(open.statuses.recv().is_err());
+}

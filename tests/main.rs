@@ -1,4 +1,5 @@
 //! The one integration-test binary.
 
+mod hub;
 mod model;
 mod support;

@@ -1,3 +1,4 @@
 //! What several test modules share.
 
+pub mod hub;
 pub mod snapshot;

@@ -472,6 +472,20 @@ mod tests {
     }
 
     #[test]
+    fn the_published_shapes_are_understood() {
+        let shape = |name: &str| {
+            let path = format!("{}/tests/shapes/{name}.json", env!("CARGO_MANIFEST_DIR"));
+            parse(&std::fs::read_to_string(path).unwrap()).unwrap()
+        };
+        let (one, two, large) = (shape("paligemma-3b-224"), shape("paligemma2-3b-224"), shape("paligemma2-28b-896"));
+        assert_eq!((one.image_token, one.vision.patches(), one.text.windows.len()), (257_152, 256, 18));
+        assert_eq!((one.text.heads, one.text.kv_heads, one.text.final_softcap), (8, 1, None));
+        assert_eq!((two.text.heads, two.text.kv_heads, two.text.head_dim, two.text.vocab_size), (8, 4, 256, 257_216));
+        assert_eq!((large.text.query_scale, large.text.head_dim, large.vision.patches()), (1.0 / 12.0, 128, 4096));
+        assert_eq!((shape("paligemma2-3b-448").vision.patches(), shape("paligemma2-10b-448").text.heads), (1024, 16));
+    }
+
+    #[test]
     fn unknown_networks_are_refused_in_a_sentence() {
         for (json, part) in [
             (r#"{"model_type": "llava"}"#, "model_type is \"llava\"; must be \"paligemma\""),

@@ -9,6 +9,7 @@ mod decoder;
 mod generate;
 mod hub;
 mod layers;
+mod ops;
 mod preprocess;
 mod resize;
 mod tokenizer;

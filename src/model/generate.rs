@@ -76,6 +76,8 @@ fn choose(logits: &[f32], suppress: &[u32]) -> Option<(u32, f32)> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
     use super::*;
 
     #[test]

@@ -329,6 +329,8 @@ fn bytes(count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
     use super::*;
 
     fn from(vars: &[(&str, &str)]) -> HubOptions {

@@ -1,6 +1,8 @@
 //! A small model hub on a local port, which answers as the real one does: files by revision with etag, commit and
 //! ranges, large ones by redirection to another host, refusals with their error codes. It can be told to misbehave.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -9,6 +9,7 @@ mod decoder;
 mod generate;
 mod hub;
 mod layers;
+mod ops;
 mod preprocess;
 mod resize;
 mod tokenizer;
@@ -132,7 +133,10 @@ fn open_device(device: Device) -> Result<candle_core::Device> {
     let built_for_cuda = candle_core::utils::cuda_is_available();
     match device {
         Device::Cpu => Ok(candle_core::Device::Cpu),
-        Device::Auto if built_for_cuda => Ok(candle_core::Device::new_cuda(0).unwrap_or(candle_core::Device::Cpu)),
+        Device::Auto if built_for_cuda => Ok(candle_core::Device::new_cuda(0).unwrap_or_else(|error| {
+            tracing::warn!("no GPU can be opened, the processor is used: {error}");
+            candle_core::Device::Cpu
+        })),
         Device::Auto => Ok(candle_core::Device::Cpu),
         Device::Cuda(number) if built_for_cuda => candle_core::Device::new_cuda(number).context(Kind::Config, || {
             format!("model.device is cuda:{number}, but that GPU cannot be opened; must be auto, cpu or a GPU that nvidia-smi lists")

@@ -3,6 +3,7 @@
 
 mod cli;
 mod e2e;
+mod hub;
 mod layering;
 mod model;
 mod mqtt;

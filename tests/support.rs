@@ -1,7 +1,9 @@
-//! What several areas' tests start or build: brokers, servers, the daemon, snapshot folders.
+//! What several areas' tests start or build: brokers, servers, media, the daemon, snapshot folders.
 
 pub mod broker;
 pub mod daemon;
+pub mod hub;
+pub mod media;
 pub mod rtsp;
 pub mod snapshot;
 pub mod truth;

@@ -9,6 +9,7 @@ use candle_core::{DType, Device, IndexOp, Result, Tensor};
 use crate::base;
 use crate::model::config::{Activation, Family, TextConfig};
 use crate::model::layers::{Linear, RmsNorm, attend};
+use crate::model::ops;
 use crate::model::weights::{Part, Scope, Weights};
 
 /// Embedding, layers, output table.
@@ -92,9 +93,8 @@ impl Decoder {
     pub fn forward(&self, x: &Tensor, cache: &mut Cache) -> Result<Vec<f32>> {
         let rows = x.dim(0)?;
         let mut x = x.clone();
-        let (cos, sin) = self.rotary.at(cache.len, rows)?;
         for (layer, (keys, values)) in self.layers.iter().zip(&cache.layers) {
-            x = layer.forward(&x, &self.config, (&cos, &sin), (keys, values), cache.len)?;
+            x = layer.forward(&x, &self.config, &self.rotary, (keys, values), cache.len)?;
         }
         cache.len += rows;
         let last = self.norm.forward(&x.narrow(0, rows - 1, 1)?)?;
@@ -132,14 +132,7 @@ impl Layer {
         })
     }
 
-    fn forward(
-        &self,
-        x: &Tensor,
-        config: &TextConfig,
-        rotary: (&Tensor, &Tensor),
-        cache: (&Tensor, &Tensor),
-        past: usize,
-    ) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, config: &TextConfig, rotary: &Rotary, cache: (&Tensor, &Tensor), past: usize) -> Result<Tensor> {
         let attended = self.attention(&self.input_norm.forward(x)?, config, rotary, cache, past)?;
         let Some((before, after)) = &self.feed_forward_norms else {
             let x = (x + attended)?;
@@ -150,7 +143,7 @@ impl Layer {
     }
 
     fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gate = self.activation.forward(&self.gate.forward(x)?)?;
+        let gate = self.activation.forward(self.gate.forward(x)?)?;
         self.down.forward(&(gate * self.up.forward(x)?)?)
     }
 
@@ -160,15 +153,15 @@ impl Layer {
         &self,
         x: &Tensor,
         config: &TextConfig,
-        (cos, sin): (&Tensor, &Tensor),
+        rotary: &Rotary,
         (keys, values): (&Tensor, &Tensor),
         past: usize,
     ) -> Result<Tensor> {
         let rows = x.dim(0)?;
         let TextConfig { heads, kv_heads, head_dim, .. } = *config;
         let group = heads / kv_heads;
-        let q = rotate(&self.query.forward(x)?.reshape((rows, heads, head_dim))?, cos, sin)?;
-        let k = rotate(&self.key.forward(x)?.reshape((rows, kv_heads, head_dim))?, cos, sin)?;
+        let q = rotary.rotate(self.query.forward(x)?.reshape((rows, heads, head_dim))?, past)?;
+        let k = rotary.rotate(self.key.forward(x)?.reshape((rows, kv_heads, head_dim))?, past)?;
         let v = self.value.forward(x)?.reshape((rows, kv_heads, head_dim))?;
         keys.slice_set(&k, 0, past)?;
         values.slice_set(&v, 0, past)?;
@@ -190,8 +183,11 @@ impl Layer {
 /// Cosines and sines of the rotary embedding, `[positions, head_dim / 2]`, always in 32-bit floats: in bfloat16 positions
 /// past 256 would fall together.
 struct Rotary {
-    cos: Tensor,
-    sin: Tensor,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// The same where the device wants them.
+    tensors: (Tensor, Tensor),
+    half: usize,
 }
 
 impl Rotary {
@@ -200,18 +196,22 @@ impl Rotary {
         let base = config.rope_theta as f32;
         let inverse: Vec<f32> = (0..half).map(|i| 1.0 / base.powf((2 * i) as f32 / config.head_dim as f32)).collect();
         // PaliGemma counts positions from 1.
-        let angles: Vec<f32> = (1..=config.context).flat_map(|at| inverse.iter().map(move |inverse| at as f32 * inverse)).collect();
-        let angles = Tensor::from_vec(angles, (config.context, half), device)?;
-        Ok(Self { cos: angles.cos()?, sin: angles.sin()? })
+        let angles = (1..=config.context).flat_map(|at| inverse.iter().map(move |inverse| at as f32 * inverse));
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
+        let tensor = |values: &[f32]| Tensor::from_slice(values, (config.context, half), device);
+        Ok(Self { tensors: (tensor(&cos)?, tensor(&sin)?), cos, sin, half })
     }
 
-    fn at(&self, first: usize, rows: usize) -> Result<(Tensor, Tensor)> {
-        Ok((self.cos.narrow(0, first, rows)?, self.sin.narrow(0, first, rows)?))
+    /// Rotates `[rows, heads, head_dim]`, whose first row is at position `first`; `x` is used up.
+    fn rotate(&self, x: Tensor, first: usize) -> Result<Tensor> {
+        let rows = x.dim(0)?;
+        if ops::suits(&x) {
+            let range = first * self.half..(first + rows) * self.half;
+            ops::rotate(&x, &self.cos[range.clone()], &self.sin[range])?;
+            return Ok(x);
+        }
+        let (cos, sin) = (self.tensors.0.narrow(0, first, rows)?, self.tensors.1.narrow(0, first, rows)?);
+        let turned = candle_nn::rotary_emb::rope_thd(&x.to_dtype(DType::F32)?.unsqueeze(0)?, &cos, &sin)?;
+        turned.squeeze(0)?.to_dtype(x.dtype())
     }
-}
-
-/// Rotates `[rows, heads, head_dim]`.
-fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let turned = candle_nn::rotary_emb::rope_thd(&x.to_dtype(DType::F32)?.unsqueeze(0)?, cos, sin)?;
-    turned.squeeze(0)?.to_dtype(x.dtype())
 }

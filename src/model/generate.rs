@@ -7,7 +7,7 @@ use crate::model::decoder::{Cache, Decoder};
 use crate::types::Finish;
 
 /// What was written.
-pub struct Written {
+pub struct Decoded {
     /// The logits of the first token.
     pub first_logits: Vec<f32>,
     /// The tokens, without the end token.
@@ -32,11 +32,11 @@ pub struct Bounds<'a> {
 ///
 /// # Errors
 /// When the model computes no numbers: damaged weights, or a type too narrow for them.
-pub fn greedy(decoder: &Decoder, cache: &mut Cache, prefix: &Tensor, bounds: &Bounds<'_>) -> Result<Written> {
+pub fn greedy(decoder: &Decoder, cache: &mut Cache, prefix: &Tensor, bounds: &Bounds<'_>) -> Result<Decoded> {
     let failed = || "the model's arithmetic failed".to_owned();
     cache.clear();
     let first_logits = decoder.forward(prefix, cache).context(Kind::Internal, failed)?;
-    let mut written = Written { first_logits, ids: Vec::new(), logprobs: Vec::new(), finish: Finish::Length };
+    let mut written = Decoded { first_logits, ids: Vec::new(), logprobs: Vec::new(), finish: Finish::Length };
     let mut choice = choose(&written.first_logits, bounds.suppress);
     while written.ids.len() < bounds.max_new_tokens {
         let Some((id, logprob)) = choice else {
@@ -76,6 +76,8 @@ fn choose(logits: &[f32], suppress: &[u32]) -> Option<(u32, f32)> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
     use super::*;
 
     #[test]

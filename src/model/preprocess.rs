@@ -41,6 +41,8 @@ impl Preprocessor {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
     use std::path::Path;
 
     use super::*;

@@ -1,5 +1,6 @@
 //! Words to tokens and back: the prompt as the reference's processor builds it, the answer with its tokens' places.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 
@@ -14,6 +15,8 @@ pub struct Tokenizer {
     image_token: u32,
     image_tokens: usize,
     bos: u32,
+    /// Special tokens, which leave no trace in an answer. Locations and segments are part of it, however marked.
+    unseen: HashSet<u32>,
 }
 
 impl Tokenizer {
@@ -33,7 +36,10 @@ impl Tokenizer {
             ));
         }
         let bos = inner.token_to_id("<bos>").unwrap_or(config.bos);
-        Ok(Self { inner, image_token: config.image_token, image_tokens: config.vision.patches(), bos })
+        let added = inner.get_added_tokens_decoder();
+        let in_answer = |text: &str| text.starts_with("<loc") || text.starts_with("<seg");
+        let unseen = added.iter().filter(|(_, token)| token.special && !in_answer(&token.content)).map(|(&id, _)| id).collect();
+        Ok(Self { inner, image_token: config.image_token, image_tokens: config.vision.patches(), bos, unseen })
     }
 
     /// Placeholders for the image, `<bos>`, the prompt, a newline; no end token.
@@ -60,7 +66,8 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer cannot decode.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).context(Kind::Model, || "cannot turn the model's answer into text".to_owned())
+        let seen: Vec<u32> = ids.iter().copied().filter(|id| !self.unseen.contains(id)).collect();
+        self.inner.decode(&seen, false).context(Kind::Model, || "cannot turn the model's answer into text".to_owned())
     }
 
     /// For each token the bytes of `text` (what [`Tokenizer::decode`] gave) that it wrote; `None` for special tokens.
@@ -69,12 +76,10 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::decode`].
     pub fn ranges(&self, ids: &[u32], text: &str) -> Result<Vec<Option<Range<usize>>>> {
-        let added = self.inner.get_added_vocabulary();
         let mut start = 0;
         (0..ids.len())
             .map(|last| {
-                let special = self.inner.id_to_token(ids[last]).is_some_and(|token| added.is_special_token(&token));
-                if special {
+                if self.unseen.contains(&ids[last]) {
                     return Ok(None);
                 }
                 let end = common_prefix(&self.decode(&ids[..=last])?, text).max(start);
@@ -89,4 +94,43 @@ impl Tokenizer {
 /// How many bytes two texts share from the start, in whole characters.
 fn common_prefix(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use super::*;
+
+    /// The reference cases' tokenizer, over a configuration with 4 image tokens.
+    fn open() -> Tokenizer {
+        let json = r#"{"image_token_index": 1505, "vision_config": {"image_size": 28, "patch_size": 14}}"#;
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), json).unwrap();
+        std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+        Tokenizer::open(folder.path(), &crate::model::config::read(folder.path()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_prompt_is_built_as_the_reference_builds_it() {
+        assert_eq!(
+            open().prompt("detect cat ; dog").unwrap(),
+            [1505, 1505, 1505, 1505, 2, 266, 267, 282, 267, 265, 282, 308, 352, 316, 260]
+        );
+        assert!(open().prompt("what is in <image>?").is_err());
+    }
+
+    #[test]
+    fn every_token_knows_its_place_in_the_text() {
+        let tokenizer = open();
+        // A location, " cat", the three bytes of a Chinese character one by one, a byte that begins nothing, the end token.
+        let byte = |byte: u8| 4 + u32::from(byte);
+        let ids = [1129, 308, byte(0xe7), byte(0x8c), byte(0xab), byte(0xff), 352, 1];
+        let text = tokenizer.decode(&ids).unwrap();
+        let ranges = tokenizer.ranges(&ids, &text).unwrap();
+        assert!(text.starts_with("<loc0776> cat"), "{text}");
+        assert_eq!((ranges[0].clone(), ranges[1].clone(), ranges[7].clone()), (Some(0..9), Some(9..13), None));
+        let covered: Vec<usize> = ranges.iter().flatten().flat_map(|range| range.clone()).collect();
+        assert_eq!(covered, (0..text.len()).collect::<Vec<_>>(), "each byte has one token: {ranges:?} of {text:?}");
+    }
 }

@@ -96,7 +96,7 @@ impl Block {
         let k = split_heads(&self.key.forward(&h)?, heads)?;
         let v = split_heads(&self.value.forward(&h)?, heads)?;
         let x = (x + self.out.forward(&join_heads(&attend(&q, &k, &v, scale, None)?)?)?)?;
-        let h = config.activation.forward(&self.up.forward(&self.norm2.forward(&x)?)?)?;
+        let h = config.activation.forward(self.up.forward(&self.norm2.forward(&x)?)?)?;
         &x + self.down.forward(&h)?
     }
 }

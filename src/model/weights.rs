@@ -214,6 +214,8 @@ fn map(paths: &[PathBuf]) -> candle_core::Result<MmapedSafetensors> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
     use super::*;
 
     #[test]

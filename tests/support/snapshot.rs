@@ -1,5 +1,7 @@
 //! Reference cases as snapshot folders. The five cases share one tokenizer, so it is kept once and put beside each.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
 use std::path::{Path, PathBuf};
 
 use palisade::model::Snapshot;

@@ -126,8 +126,8 @@ impl Daemon {
         for (camera, putter) in config.cameras.into_iter().zip(putters) {
             if camera.enabled {
                 sources.push(start_source(camera, putter, publisher.clone(), shutdown, metrics)?);
-            } else {
-                told(&publisher, &disabled(&camera.id));
+            } else if let Some(publisher) = &publisher {
+                publisher.camera_status(&disabled(&camera.id));
             }
         }
         if sources.is_empty() {
@@ -185,7 +185,7 @@ fn start_source(
                 dropped.add();
             }
         }),
-        status: Box::new(move |status| told(&publisher, &status)),
+        status: Box::new(move |status| publisher.iter().for_each(|publisher| publisher.camera_status(&status))),
     };
     source::start(camera, hooks, metrics, shutdown.clone())
 }
@@ -193,16 +193,4 @@ fn start_source(
 fn disabled(camera: &CameraId) -> CameraStatus {
     let reason = "disabled in the configuration".to_owned();
     CameraStatus { camera: camera.clone(), state: CameraState::Disabled, reason, since: Utc::now(), fps: 0.0 }
-}
-
-/// A change of a camera's state: one log line and one retained message.
-fn told(publisher: &Option<Publisher>, status: &CameraStatus) {
-    let (camera, state, reason) = (&status.camera, status.state.name(), &status.reason);
-    match status.state {
-        CameraState::Stalled | CameraState::Backoff | CameraState::Failed => tracing::warn!(%camera, state, "{reason}"),
-        CameraState::Connecting | CameraState::Running | CameraState::Disabled => tracing::info!(%camera, state, "{reason}"),
-    }
-    if let Some(publisher) = publisher {
-        publisher.camera_status(status);
-    }
 }

@@ -4,3 +4,4 @@
 mod support;
 
 mod source;
+mod video_sinks;

@@ -1,4 +1,5 @@
-//! A fragmented MP4 file per camera: readable to its last fragment even when the power goes.
+//! A fragmented MP4 file per camera: readable whatever ends the program. The muxer holds back the last two seconds, or
+//! the last three pictures where they are rarer; those a kill takes.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;

@@ -49,7 +49,7 @@ const MQTT_GRACE: Duration = Duration::from_millis(1500);
 pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()> {
     source::init()?;
     let ids: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
-    let sinks = open_sinks(&config.output, &ids)?;
+    let sinks = open_sinks(&config.output, &ids, metrics)?;
     let model = load_model(&config.model)?;
     let mqtt = start_mqtt(&config, &ids, &model, metrics)?;
     let daemon = Daemon::start(config, sinks, &model, mqtt, shutdown, metrics)?;
@@ -61,7 +61,7 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     Ok(())
 }
 
-fn open_sinks(config: &OutputConfig, cameras: &[CameraId]) -> Result<Vec<Box<dyn Sink>>> {
+fn open_sinks(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) -> Result<Vec<Box<dyn Sink>>> {
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     if let Some(config) = &config.snapshots {
         sinks.push(Box::new(SnapshotSink::open(config.clone(), cameras)?));
@@ -70,7 +70,7 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId]) -> Result<Vec<Box<dyn
         sinks.push(Box::new(FileSink::new(config.clone())?));
     }
     if let Some(config) = &config.rtsp {
-        sinks.push(Box::new(RtspSink::new(*config, cameras)?));
+        sinks.push(Box::new(RtspSink::new(*config, cameras, metrics)?));
     }
     for (index, config) in config.custom.iter().enumerate() {
         sinks.push(Box::new(CustomSink::new(index, config.clone())?));

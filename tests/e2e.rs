@@ -36,7 +36,10 @@ fn state(subscriber: &Subscriber) -> String {
 }
 
 fn pictures(folder: &Path) -> usize {
-    folder.join("snapshots/street").read_dir().map_or(0, |entries| entries.filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "jpg")).count())
+    folder
+        .join("snapshots/street")
+        .read_dir()
+        .map_or(0, |entries| entries.filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "jpg")).count())
 }
 
 #[test]
@@ -69,7 +72,11 @@ fn a_file_played_once_is_told_whole_and_the_daemon_ends_by_itself() {
             score
         });
         let best = tried.min_by_key(|score| score.false_alarms + score.missed).unwrap();
-        score = Score { hits: score.hits + best.hits, false_alarms: score.false_alarms + best.false_alarms, missed: score.missed + best.missed };
+        score = Score {
+            hits: score.hits + best.hits,
+            false_alarms: score.false_alarms + best.false_alarms,
+            missed: score.missed + best.missed,
+        };
     }
     assert!(score.precision() >= 0.95 && score.recall() >= 0.95, "{score:?}");
 

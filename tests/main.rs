@@ -9,3 +9,4 @@ mod model;
 mod mqtt;
 mod source;
 mod support;
+mod video_sinks;

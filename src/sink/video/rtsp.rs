@@ -1,0 +1,263 @@
+//! An RTSP server of the annotated pictures: `rtsp://ADDRESS/<camera>`.
+//!
+//! The latest picture is repeated at a steady pace, so a viewer who joins between two rare looks sees one at once. A
+//! camera is encoded only while somebody watches it, and once for all who do.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use gstreamer::glib;
+use gstreamer::prelude::*;
+use gstreamer_app::AppSrc;
+use gstreamer_rtsp_server::prelude::*;
+use gstreamer_rtsp_server::{RTSPFilterResult, RTSPMedia, RTSPMediaFactory, RTSPServer};
+use gstreamer_video::DownstreamForceKeyUnitEvent;
+use image::{Rgb, RgbImage};
+
+use crate::base::error::{Context, Error, Kind, Result};
+use crate::base::metrics::{Counter, Metrics};
+use crate::base::thread::{self, Thread};
+use crate::config::RtspConfig;
+use crate::sink::video::{encoder, init, raw};
+use crate::sink::{Picture, Sink};
+use crate::types::CameraId;
+
+/// Between two repetitions of the latest picture.
+const PACE: Duration = Duration::from_millis(200);
+
+/// Frames between keyframes: a viewer who joins others waits for one, two seconds at most.
+const GOP: u32 = 10;
+
+/// Connections at once; by default there is no limit.
+const CLIENTS: usize = 32;
+
+/// Sessions at once; by default there is no limit.
+const SESSIONS: u32 = 32;
+
+/// Between two removals of sessions whose viewer went without a word.
+const CLEANUP: Duration = Duration::from_secs(5);
+
+/// For the server's thread to end.
+const FINISH: Duration = Duration::from_secs(5);
+
+/// What is served before a camera's first picture: grey, of this size.
+const SLATE: (u32, u32) = (1280, 720);
+
+/// Serves every camera from its making on.
+pub struct RtspSink {
+    cameras: Arc<Cameras>,
+    port: u16,
+    running: Option<Running>,
+}
+
+struct Running {
+    server: RTSPServer,
+    main_loop: glib::MainLoop,
+    thread: Thread,
+}
+
+type Cameras = BTreeMap<CameraId, Mutex<Camera>>;
+
+/// One camera as the server knows it.
+struct Camera {
+    latest: Arc<RgbImage>,
+    /// The encoders in use: one, or two for the moment in which one ends and another begins.
+    viewed: Vec<Viewed>,
+    /// Somebody began to watch: a keyframe is due.
+    joined: bool,
+    pushed: Counter,
+}
+
+struct Viewed {
+    media: glib::WeakRef<RTSPMedia>,
+    source: glib::WeakRef<AppSrc>,
+    size: (u32, u32),
+}
+
+impl RtspSink {
+    /// Listens at `config.listen` and serves `cameras`. Counts `rtsp_pictures_encoded` per camera.
+    ///
+    /// # Errors
+    /// When the port is taken or this installation cannot encode H.264.
+    pub fn new(config: RtspConfig, cameras: &[CameraId], metrics: &Metrics) -> Result<Self> {
+        init()?;
+        // The encoder's caps are set once the size is known; the names are looked up in `configure`.
+        let line = format!(
+            "( appsrc name=pictures is-live=true do-timestamp=true format=time block=false max-buffers=2 leaky-type=downstream \
+             ! videoconvert ! videoscale add-borders=true ! capsfilter name=canvas ! {} ! rtph264pay name=pay0 pt=96 config-interval=-1 )",
+            encoder::h264(GOP)?
+        );
+        let slate = Arc::new(RgbImage::from_pixel(SLATE.0, SLATE.1, Rgb([96; 3])));
+        let known = cameras.iter().map(|id| {
+            let pushed = metrics.counter("rtsp_pictures_encoded", id.as_str());
+            (id.clone(), Mutex::new(Camera { latest: slate.clone(), viewed: Vec::new(), joined: false, pushed }))
+        });
+        let cameras: Arc<Cameras> = Arc::new(known.collect());
+        let server = RTSPServer::new();
+        server.set_address(&config.listen.ip().to_string());
+        server.set_service(&config.listen.port().to_string());
+        let mounts = server.mount_points().ok_or_else(|| Error::new(Kind::Pipeline, "the rtsp server has no mount points"))?;
+        for id in cameras.keys() {
+            mounts.add_factory(&format!("/{id}"), factory(&line, id, &cameras));
+        }
+        limit(&server, &cameras);
+        let context = glib::MainContext::new();
+        let listening = server.attach(Some(&context)).map_err(|error| not_listening(config.listen, error))?;
+        let port = u16::try_from(server.bound_port()).unwrap_or(config.listen.port());
+        attach_timers(&context, &server, &cameras);
+        let main_loop = glib::MainLoop::new(Some(&context), false);
+        let running = main_loop.clone();
+        let thread = thread::spawn("rtsp-server", move || {
+            if context.with_thread_default(|| running.run()).is_err() {
+                tracing::error!("the rtsp server's thread could not own its context");
+            }
+            if let Some(source) = context.find_source_by_id(&listening) {
+                source.destroy();
+            }
+        })?;
+        tracing::info!(listen = %config.listen.ip(), port, "rtsp server up");
+        Ok(Self { cameras, port, running: Some(Running { server, main_loop, thread }) })
+    }
+
+    /// The port listened on: the one asked for, or the one the system chose for 0.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Sink for RtspSink {
+    fn name(&self) -> &str {
+        "rtsp"
+    }
+
+    fn write(&mut self, picture: &Picture) -> Result<()> {
+        let unknown = || Error::new(Kind::Internal, format!("camera {} is not served over rtsp", picture.camera));
+        let camera = self.cameras.get(&picture.camera).ok_or_else(unknown)?;
+        lock(camera).latest = picture.image.clone();
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let Some(Running { server, main_loop, thread }) = self.running.take() else { return Ok(()) };
+        server.client_filter(Some(&mut |_, _| RTSPFilterResult::Remove));
+        main_loop.quit();
+        if thread.join_until(Instant::now() + FINISH) {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Pipeline, format!("the rtsp server did not end within {} s", FINISH.as_secs())))
+    }
+}
+
+impl Drop for RtspSink {
+    fn drop(&mut self) {
+        if let Err(error) = self.finish() {
+            tracing::warn!("{}", error.chain());
+        }
+    }
+}
+
+fn lock(camera: &Mutex<Camera>) -> MutexGuard<'_, Camera> {
+    camera.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn factory(line: &str, id: &CameraId, cameras: &Arc<Cameras>) -> RTSPMediaFactory {
+    let factory = RTSPMediaFactory::new();
+    factory.set_launch(line);
+    factory.set_shared(true);
+    let (id, cameras) = (id.clone(), cameras.clone());
+    factory.connect_media_configure(move |_, media| {
+        if let Some(camera) = cameras.get(&id)
+            && configure(camera, media).is_none()
+        {
+            tracing::error!(camera = %id, "the rtsp pipeline lacks an element; this is a defect, please report it");
+        }
+    });
+    factory
+}
+
+/// Sizes a new encoder by the picture of the moment, and has it fed.
+fn configure(camera: &Mutex<Camera>, media: &RTSPMedia) -> Option<()> {
+    let bin = media.element().downcast::<gstreamer::Bin>().ok()?;
+    let source = bin.by_name("pictures")?.downcast::<AppSrc>().ok()?;
+    let mut camera = lock(camera);
+    let (width, height) = raw::canvas(&camera.latest);
+    let mut caps = raw::caps(width, height);
+    caps.make_mut().set("format", "I420");
+    bin.by_name("canvas")?.set_property("caps", caps);
+    let size = camera.latest.dimensions();
+    source.set_caps(Some(&raw::caps(size.0, size.1)));
+    camera.viewed.push(Viewed { media: media.downgrade(), source: source.downgrade(), size });
+    Some(())
+}
+
+impl Camera {
+    /// Gives the latest picture to each encoder in use, and forgets those that ended.
+    fn repeat(&mut self) {
+        let Self { latest, viewed, joined, pushed } = self;
+        let joined = std::mem::take(joined);
+        viewed.retain_mut(|viewed| {
+            let Some((media, source)) = viewed.media.upgrade().zip(viewed.source.upgrade()) else { return false };
+            if viewed.size != latest.dimensions() {
+                viewed.size = latest.dimensions();
+                source.set_caps(Some(&raw::caps(viewed.size.0, viewed.size.1)));
+            }
+            if joined {
+                source.send_event(DownstreamForceKeyUnitEvent::builder().all_headers(true).build());
+            }
+            // Refused before the pipeline has started and after it has ended.
+            if source.push_buffer(raw::buffer(latest)).is_ok() {
+                pushed.add();
+                return true;
+            }
+            use gstreamer_rtsp_server::RTSPMediaStatus::{Error, Unpreparing};
+            !matches!(media.status(), Unpreparing | Error)
+        });
+    }
+}
+
+/// Caps connections and sessions, and notes who begins to watch.
+fn limit(server: &RTSPServer, cameras: &Arc<Cameras>) {
+    let cameras = cameras.clone();
+    if let Some(pool) = server.session_pool() {
+        pool.set_max_sessions(SESSIONS);
+    }
+    let open = Arc::new(AtomicUsize::new(0));
+    server.connect_client_connected(move |_, client| {
+        let closed = open.clone();
+        client.connect_closed(move |_| {
+            closed.fetch_sub(1, Ordering::AcqRel);
+        });
+        let cameras = cameras.clone();
+        client.connect_play_request(move |_, _| cameras.values().for_each(|camera| lock(camera).joined = true));
+        if open.fetch_add(1, Ordering::AcqRel) >= CLIENTS {
+            tracing::debug!(limit = CLIENTS, "an rtsp connection was refused");
+            client.close();
+        }
+    });
+}
+
+fn attach_timers(context: &glib::MainContext, server: &RTSPServer, cameras: &Arc<Cameras>) {
+    let cameras = cameras.clone();
+    let repeat = move || {
+        cameras.values().for_each(|camera| lock(camera).repeat());
+        glib::ControlFlow::Continue
+    };
+    let server = server.downgrade();
+    let cleanup = move || {
+        if let Some(pool) = server.upgrade().and_then(|server| server.session_pool()) {
+            pool.cleanup();
+        }
+        glib::ControlFlow::Continue
+    };
+    glib::timeout_source_new(PACE, None, glib::Priority::DEFAULT, repeat).attach(Some(context));
+    glib::timeout_source_new(CLEANUP, None, glib::Priority::DEFAULT, cleanup).attach(Some(context));
+}
+
+/// The library does not say why it cannot listen; the system does.
+fn not_listening(listen: SocketAddr, error: glib::BoolError) -> Error {
+    let reason = TcpListener::bind(listen).map(drop).context(Kind::Io, || format!("output.rtsp.listen: cannot listen on {listen}"));
+    reason.err().unwrap_or_else(|| Error::new(Kind::Pipeline, format!("output.rtsp.listen: cannot listen on {listen}")).because(error))
+}

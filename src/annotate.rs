@@ -38,7 +38,7 @@ impl Metrics {
         let short = image.width().min(image.height()) as f32;
         Self {
             text: (short / 30.0).clamp(12.0, 72.0),
-            line: (short / 270.0).round().clamp(2.0, 10.0) as u32,
+            line: (short / 200.0).round().clamp(2.0, 10.0) as u32,
             pad: (short / 240.0).round().clamp(2.0, 10.0) as u32,
         }
     }

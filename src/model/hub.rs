@@ -1,9 +1,9 @@
 //! Where a model comes from: a folder as it is, or a repository of the hub, downloaded into the hub's own cache layout.
 //!
-//! The layout is `huggingface_hub`'s (`models--OWNER--NAME/{blobs,refs,snapshots}`), so what another program fetched is
-//! found and the other way round. The transfer is our own, on `ureq`: the `hf-hub` crate throws away the reply's headers,
-//! which alone tell a gated model from a missing one, waits for a silent hub for ever, and cannot go on from a complete
-//! part file. A file gets its name only once it is whole.
+//! Addresses and the cache's layout (`models--OWNER--NAME/{blobs,refs,snapshots}`) are the `hf-hub` crate's, so what
+//! another program fetched is found, and the other way round. The transfer is our own, on the same `ureq`: the crate's
+//! throws away the reply's headers, which alone tell a gated model from a missing one, waits for a silent hub for ever,
+//! and cannot go on from a complete part file. A file gets its name only once it is whole.
 
 mod cache;
 mod client;
@@ -108,8 +108,8 @@ fn resolve_hub(id: &str, revision: &str, options: &HubOptions) -> Result<Snapsho
     let Some(cache) = &options.cache else {
         return Err(Error::new(Kind::Hub, format!("there is no folder to keep {id} in; set HF_HOME to one that this user can write")));
     };
-    let repository = Repository::new(cache, id);
-    let cached = repository.find(revision);
+    let repository = Repository::new(cache, id, revision);
+    let cached = repository.find();
     let named = |commit: &str, folder: PathBuf| Snapshot { folder, name: format!("{id}@{commit}") };
     // A commit never changes, so one that is here needs no network.
     if let Some((commit, folder)) = cached.clone().filter(|(commit, _)| options.offline || commit == revision) {
@@ -201,7 +201,7 @@ impl Fetch<'_> {
             return Err(Failure::Moved);
         }
         self.download(&folder, &wanted)?;
-        self.repository.point(self.revision, &commit).map_err(Failure::Disk)?;
+        self.repository.point(&commit).map_err(Failure::Disk)?;
         Ok((commit, folder))
     }
 
@@ -213,7 +213,7 @@ impl Fetch<'_> {
     }
 
     fn url(&self, name: &str) -> String {
-        format!("{}/{}/resolve/{}/{name}", self.options.endpoint, self.id, self.revision.replace('/', "%2F"))
+        format!("{}/{}", self.options.endpoint, self.repository.url(name))
     }
 
     fn look(&self, name: &str) -> std::result::Result<RemoteFile, Failure> {
@@ -235,7 +235,7 @@ impl Fetch<'_> {
         if blob.exists() {
             meter.add(file.size);
         } else {
-            std::fs::create_dir_all(self.repository.blobs()).map_err(Failure::Disk)?;
+            std::fs::create_dir_all(blob.parent().unwrap_or(&blob)).map_err(Failure::Disk)?;
             self.client.fetch(&self.url(name), file, &blob, meter)?;
         }
         self.repository.link(folder, name, &file.etag).map_err(Failure::Disk)

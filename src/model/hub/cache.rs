@@ -1,21 +1,27 @@
-//! The cache's layout: `models--OWNER--NAME/blobs/ETAG` holds the bytes, `snapshots/COMMIT/FILE` links to them, and
+//! The cache's layout, as `hf-hub` has it: `models--OWNER--NAME/blobs/ETAG` holds the bytes, `snapshots/COMMIT/FILE` links to them, and
 //! `refs/REVISION` holds the commit that a branch or tag meant last.
 
 use std::io::{ErrorKind, Result};
 use std::path::{Path, PathBuf};
 
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+
 use crate::model::hub::{INDEX, WEIGHTS};
 use crate::model::weights;
 
-/// One repository's place in the cache.
+/// One repository, at a revision, and its place in the cache.
 pub struct Repository {
+    repo: Repo,
+    cached: CacheRepo,
     folder: PathBuf,
 }
 
 impl Repository {
-    /// Of `OWNER/NAME` in the cache folder.
-    pub fn new(cache: &Path, id: &str) -> Self {
-        Self { folder: cache.join(format!("models--{}", id.replace('/', "--"))) }
+    /// Of the model `OWNER/NAME` at a revision, in the cache folder.
+    pub fn new(cache: &Path, id: &str, revision: &str) -> Self {
+        let repo = Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
+        let cached = Cache::new(cache.to_owned()).repo(repo.clone());
+        Self { folder: cache.join(repo.folder_name()), repo, cached }
     }
 
     /// All of it.
@@ -23,23 +29,24 @@ impl Repository {
         &self.folder
     }
 
-    /// Where the bytes are.
-    pub fn blobs(&self) -> PathBuf {
-        self.folder.join("blobs")
+    /// Where a file is on the hub, below the endpoint.
+    pub fn url(&self, name: &str) -> String {
+        format!("{}/resolve/{}/{name}", self.repo.url(), self.repo.url_revision())
     }
 
     /// The bytes of one file.
     pub fn blob(&self, etag: &str) -> PathBuf {
-        self.blobs().join(etag)
+        self.cached.blob_path(etag)
     }
 
     /// The files of one commit.
     pub fn snapshot(&self, commit: &str) -> PathBuf {
-        self.folder.join("snapshots").join(commit)
+        self.cached.pointer_path(commit)
     }
 
-    /// Commit and folder of a revision that is wholly here.
-    pub fn find(&self, revision: &str) -> Option<(String, PathBuf)> {
+    /// Commit and folder of the revision, if it is wholly here.
+    pub fn find(&self) -> Option<(String, PathBuf)> {
+        let revision = self.repo.revision();
         let commit = match std::fs::read_to_string(self.folder.join("refs").join(revision)) {
             Ok(commit) => commit.trim().to_owned(),
             Err(_) => revision.to_owned(),
@@ -49,14 +56,9 @@ impl Repository {
         (plain && is_whole(&folder)).then_some((commit, folder))
     }
 
-    /// Notes which commit a revision means.
-    pub fn point(&self, revision: &str, commit: &str) -> Result<()> {
-        if revision == commit {
-            return Ok(());
-        }
-        let path = self.folder.join("refs").join(revision);
-        std::fs::create_dir_all(path.parent().unwrap_or(&self.folder))?;
-        std::fs::write(path, commit)
+    /// Notes which commit the revision means.
+    pub fn point(&self, commit: &str) -> Result<()> {
+        if self.repo.revision() == commit { Ok(()) } else { self.cached.create_ref(commit) }
     }
 
     /// Gives a blob its name in a snapshot. The link is relative, so that the cache can be moved.

@@ -53,6 +53,10 @@ impl Interpreter {
             let reason = format!("{at} refused the user name or password; check username and password_file");
             return Fault { reason, retry: Retry::Slowly };
         }
+        // The pad of a video would be linked.
+        if debug.is_some_and(|debug| debug.contains("reason not-linked")) {
+            return Fault { reason: format!("{at} has no video"), retry: Retry::Soon };
+        }
         let what = if error.matches(gstreamer::ResourceError::NotFound) { "not found" } else { "failed" };
         let details = [error.message(), debug.map(detail).unwrap_or_default()];
         let mut said: Vec<String> = Vec::new();

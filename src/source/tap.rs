@@ -61,6 +61,9 @@ impl Board {
             return None;
         }
         (status.state, status.reason, status.since) = (state, reason.to_owned(), Utc::now());
+        if state != CameraState::Running {
+            status.fps = 0.0;
+        }
         Some(status.clone())
     }
 

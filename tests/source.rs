@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -326,6 +327,22 @@ fn credentials_open_an_rtsp_camera_and_wrong_ones_stay_secret() {
     wrong.reach(CameraState::Connecting);
     assert!(at.elapsed() >= Duration::from_secs(4), "{:?}", at.elapsed());
     wrong.stop();
+}
+
+#[test]
+fn an_encrypted_camera_nobody_vouches_for_is_not_watched() {
+    let dir = tempfile::tempdir().unwrap();
+    let (key, certificate, pem) = (dir.path().join("key"), dir.path().join("certificate"), dir.path().join("both"));
+    let request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"];
+    let made = Command::new("openssl").args(request).arg("-keyout").arg(&key).arg("-out").arg(&certificate).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    std::fs::write(&pem, [std::fs::read(&certificate).unwrap(), std::fs::read(&key).unwrap()].concat()).unwrap();
+    let server = RtspServer::start_encrypted(BALL, &pem);
+    let open = open(camera(&server.uri()));
+    let reason = open.reach(CameraState::Backoff).reason;
+    assert!(reason.contains("certificate"), "{reason}");
+    assert_eq!(open.count("frames_in"), 0);
+    open.stop();
 }
 
 #[test]

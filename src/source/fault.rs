@@ -68,6 +68,13 @@ impl Interpreter {
         Fault { reason: format!("{at} {what}: {}", said.join(": ")), retry: Retry::Soon }
     }
 
+    /// For a server whose certificate was refused.
+    pub fn untrusted(&self) -> Fault {
+        let at = redact::uri(&self.uri);
+        let reason = format!("{at} shows a certificate this system does not trust; add its authority with update-ca-certificates");
+        Fault { reason, retry: Retry::Soon }
+    }
+
     /// A sentence for an element message that tells of a missing decoder, demuxer or parser; `None` for others and for
     /// those of sound and subtitles, which are not wanted.
     pub fn missing_plugin(&self, structure: &gstreamer::StructureRef) -> Option<String> {

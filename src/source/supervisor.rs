@@ -132,7 +132,10 @@ impl Supervisor {
             }
         };
         let mut first_frame = None;
-        let ended = self.play(&pipeline, &tap, &mut first_frame);
+        let ended = match self.play(&pipeline, &tap, &mut first_frame) {
+            Ended::Lost(_) if tap.distrusted() => Ended::Lost(self.interpreter.untrusted()),
+            ended => ended,
+        };
         if let Ended::Stalled(reason) = &ended {
             self.herald.turn(CameraState::Stalled, reason);
         }

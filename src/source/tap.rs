@@ -98,6 +98,7 @@ pub struct Tap {
     last_frame: AtomicU64,
     last_data: AtomicU64,
     panicked: AtomicBool,
+    untrusted: AtomicBool,
     /// Passes from the gate to the appsink: both run on one thread, so it is this frame's.
     admitted: Mutex<Option<Candidate>>,
 }
@@ -115,6 +116,7 @@ impl Tap {
             last_frame: AtomicU64::new(0),
             last_data: AtomicU64::new(0),
             panicked: AtomicBool::new(false),
+            untrusted: AtomicBool::new(false),
             admitted: Mutex::new(None),
         }
     }
@@ -133,6 +135,16 @@ impl Tap {
     /// Whether a hook panicked.
     pub fn panicked(&self) -> bool {
         self.panicked.load(Ordering::Acquire)
+    }
+
+    /// Notes that the server's certificate was refused: the error that follows does not say so.
+    pub fn distrust(&self) {
+        self.untrusted.store(true, Ordering::Release);
+    }
+
+    /// Whether the server's certificate was refused.
+    pub fn distrusted(&self) -> bool {
+        self.untrusted.load(Ordering::Acquire)
     }
 
     /// Notes that data reached the decoder.

@@ -357,6 +357,22 @@ fn nobody_listening_is_a_reason() {
 }
 
 #[test]
+fn a_server_that_says_nothing_is_given_up_and_let_go_of() {
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap(); // the kernel accepts; nobody answers
+    for scheme in ["rtsp", "http"] {
+        let limits = Limits { first_frame: Duration::from_secs(2), ..limits() };
+        let open = open_with(limits, camera(&format!("{scheme}://{}/x", mute.local_addr().unwrap())), |_| true);
+        let reason = open.reach(CameraState::Stalled).reason;
+        assert!(reason.contains("no picture within"), "{reason}");
+        open.reach(CameraState::Backoff);
+        open.reach(CameraState::Connecting);
+        let began = Instant::now();
+        open.stop();
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    }
+}
+
+#[test]
 fn a_missing_video_device_is_a_reason() {
     let open = open(camera("v4l2:///dev/video-that-is-not-there"));
     let reason = open.reach(CameraState::Backoff).reason;

@@ -12,7 +12,7 @@ PALISADE := target/release/palisade
 
 # A C compiler and what the crates link to; the decoders and encoders; the broker of the demo.
 BUILD_PACKAGES := build-essential pkg-config libssl-dev libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev libgstrtspserver-1.0-dev
-RUN_PACKAGES := gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav \
+RUN_PACKAGES := glib-networking gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav \
 	mosquitto mosquitto-clients
 # Independent witnesses: ffprobe reads our files, openssl makes certificates, systemd-analyze reads the unit.
 TEST_PACKAGES := ffmpeg openssl systemd gstreamer1.0-tools

@@ -1,8 +1,9 @@
 //! Sources: real files, a real RTSP server, a real HTTP server.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, unbounded};
 use image::{Rgb, RgbImage};
 
-use crate::support::media::clip;
+use crate::support::media::{clip, launch};
 use crate::support::rtsp::{BALL, RtspServer};
 use palisade::base::metrics::Metrics;
 use palisade::base::shutdown::Shutdown;
@@ -221,6 +222,46 @@ fn a_file_without_pictures_is_said_to_be_so() {
 }
 
 #[test]
+fn sound_alone_is_said_to_have_no_video() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sound.wav");
+    launch(&format!("audiotestsrc num-buffers=50 ! audio/x-raw,rate=44100 ! wavenc ! filesink location=\"{}\"", path.display()));
+    let open = open(file(&path));
+    let reason = open.reach(CameraState::Backoff).reason;
+    assert!(reason.ends_with("sound.wav has no video"), "{reason}");
+    open.stop();
+}
+
+#[test]
+fn an_rtsp_camera_with_sound_is_watched_only() {
+    let sound = "audiotestsrc is-live=true ! audio/x-raw,rate=8000 ! alawenc ! rtppcmapay name=pay1 pt=8";
+    let server = RtspServer::start(&format!("{BALL} {sound}"), None);
+    let open = open(camera(&server.uri()));
+    (0..15).for_each(|_| assert_eq!(open.frame().image.dimensions(), (320, 240)));
+    assert!(open.source.status().state == CameraState::Running);
+    open.stop();
+}
+
+/// Each pass and each attempt is a pipeline of its own: none may leave threads or files behind.
+#[test]
+fn fifty_pipelines_leave_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = clip(dir.path(), "short.mp4", 2, 20, 2);
+    let open_files = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+        links.filter(|target| *target == path).count()
+    };
+    let open = open(CameraConfig { looped: true, ..file(&path) });
+    for _ in 0..100 {
+        open.frame();
+    }
+    assert!(open_files() <= 1, "{}", open_files());
+    assert_eq!(open.count("teardowns_abandoned"), 0);
+    open.stop();
+    assert_eq!(open_files(), 0);
+}
+
+#[test]
 fn an_rtsp_camera_that_dies_comes_back() {
     let mut server = RtspServer::start(BALL, None);
     let open = open(camera(&server.uri()));
@@ -289,6 +330,22 @@ fn credentials_open_an_rtsp_camera_and_wrong_ones_stay_secret() {
 }
 
 #[test]
+fn an_encrypted_camera_nobody_vouches_for_is_not_watched() {
+    let dir = tempfile::tempdir().unwrap();
+    let (key, certificate, pem) = (dir.path().join("key"), dir.path().join("certificate"), dir.path().join("both"));
+    let request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"];
+    let made = Command::new("openssl").args(request).arg("-keyout").arg(&key).arg("-out").arg(&certificate).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    std::fs::write(&pem, [std::fs::read(&certificate).unwrap(), std::fs::read(&key).unwrap()].concat()).unwrap();
+    let server = RtspServer::start_encrypted(BALL, &pem);
+    let open = open(camera(&server.uri()));
+    let reason = open.reach(CameraState::Backoff).reason;
+    assert!(reason.contains("certificate"), "{reason}");
+    assert_eq!(open.count("frames_in"), 0);
+    open.stop();
+}
+
+#[test]
 fn nobody_listening_is_a_reason() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     for scheme in ["rtsp", "http"] {
@@ -300,10 +357,55 @@ fn nobody_listening_is_a_reason() {
 }
 
 #[test]
+fn a_server_that_says_nothing_is_given_up_and_let_go_of() {
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap(); // the kernel accepts; nobody answers
+    for scheme in ["rtsp", "http"] {
+        let limits = Limits { first_frame: Duration::from_secs(2), ..limits() };
+        let open = open_with(limits, camera(&format!("{scheme}://{}/x", mute.local_addr().unwrap())), |_| true);
+        let reason = open.reach(CameraState::Stalled).reason;
+        assert!(reason.contains("no picture within"), "{reason}");
+        open.reach(CameraState::Backoff);
+        open.reach(CameraState::Connecting);
+        let began = Instant::now();
+        open.stop();
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    }
+}
+
+#[test]
 fn a_missing_video_device_is_a_reason() {
     let open = open(camera("v4l2:///dev/video-that-is-not-there"));
     let reason = open.reach(CameraState::Backoff).reason;
     assert!(reason.contains("/dev/video-that-is-not-there"), "{reason}");
+    open.stop();
+}
+
+/// Serves a film at its full speed, to one client after another.
+fn film_server(film: Vec<u8>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("http://{}/film", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", film.len());
+            let _request = client.read(&mut [0; 4096]).unwrap();
+            client.write_all(head.as_bytes()).and_then(|()| client.write_all(&film)).ok();
+        }
+    });
+    uri
+}
+
+#[test]
+fn a_film_over_http_plays_in_real_time_and_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let film = std::fs::read(clip(dir.path(), "a.ts", 20, 10, 10)).unwrap();
+    let began = Instant::now();
+    let open = open(camera(&film_server(film)));
+    assert_eq!(open.reach(CameraState::Backoff).reason, "the stream ended");
+    assert!(began.elapsed() >= Duration::from_millis(1500), "{:?}", began.elapsed());
+    assert!(open.count("frames_in") >= 19, "{}", open.count("frames_in"));
+    open.reach(CameraState::Running);
     open.stop();
 }
 

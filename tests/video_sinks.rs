@@ -133,6 +133,20 @@ fn a_file_of_rare_pictures_keeps_all_but_the_last_ones() {
 }
 
 #[test]
+fn a_new_day_is_a_new_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut sink = file_sink(dir.path());
+    let day = 24 * 3600 * 1000;
+    for at in [0, 500, day, day + 500, day + 1000] {
+        sink.write(&picture("street", at, (320, 240), RED)).unwrap();
+    }
+    sink.finish().unwrap();
+    for (name, pictures) in [("street.mp4", 2), ("street-2.mp4", 3)] {
+        assert_eq!(probe(&dir.path().join("out").join(name)).map(|(.., frames, _)| frames), Some(pictures), "{name}");
+    }
+}
+
+#[test]
 fn a_picture_of_another_size_is_letterboxed() {
     let dir = tempfile::tempdir().unwrap();
     let mut sink = file_sink(dir.path());

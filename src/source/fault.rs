@@ -53,6 +53,10 @@ impl Interpreter {
             let reason = format!("{at} refused the user name or password; check username and password_file");
             return Fault { reason, retry: Retry::Slowly };
         }
+        // The pad of a video would be linked.
+        if debug.is_some_and(|debug| debug.contains("reason not-linked")) {
+            return Fault { reason: format!("{at} has no video"), retry: Retry::Soon };
+        }
         let what = if error.matches(gstreamer::ResourceError::NotFound) { "not found" } else { "failed" };
         let details = [error.message(), debug.map(detail).unwrap_or_default()];
         let mut said: Vec<String> = Vec::new();
@@ -62,6 +66,13 @@ impl Interpreter {
             }
         }
         Fault { reason: format!("{at} {what}: {}", said.join(": ")), retry: Retry::Soon }
+    }
+
+    /// For a server whose certificate was refused.
+    pub fn untrusted(&self) -> Fault {
+        let at = redact::uri(&self.uri);
+        let reason = format!("{at} shows a certificate this system does not trust; add its authority with update-ca-certificates");
+        Fault { reason, retry: Retry::Soon }
     }
 
     /// A sentence for an element message that tells of a missing decoder, demuxer or parser; `None` for others and for

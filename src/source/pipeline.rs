@@ -31,7 +31,7 @@ pub fn build(location: &Location, config: &CameraConfig, tap: &Arc<Tap>) -> Resu
     let tail = tail(&pipeline, paced, tap)?;
     decode.connect_pad_added(link_to(&tail, "video/x-raw"));
     pipeline.add(&decode).context(Kind::Pipeline, || "cannot add decodebin")?;
-    let source = source(location, config)?;
+    let source = source(location, config, tap)?;
     pipeline.add(&source).context(Kind::Pipeline, || "cannot add the source")?;
     if matches!(location, Location::Rtsp(_)) {
         let sink = decode.static_pad("sink").ok_or_else(|| Error::new(Kind::Internal, "decodebin has no sink pad"))?;
@@ -54,7 +54,7 @@ fn set(element: &Element, name: &str, value: &str) {
     }
 }
 
-fn source(location: &Location, config: &CameraConfig) -> Result<Element> {
+fn source(location: &Location, config: &CameraConfig, tap: &Arc<Tap>) -> Result<Element> {
     match location {
         Location::File(path) => {
             let source = make("filesrc")?;
@@ -88,6 +88,13 @@ fn source(location: &Location, config: &CameraConfig) -> Result<Element> {
                 set(&source, name, value);
             }
             sign_in(&source, config);
+            let tap = Arc::downgrade(tap);
+            source.connect("accept-certificate", false, move |_| {
+                if let Some(tap) = tap.upgrade() {
+                    tap.distrust();
+                }
+                Some(false.to_value())
+            });
             source.connect("select-stream", false, |values| {
                 let caps = values.get(2).and_then(|value| value.get::<gstreamer::Caps>().ok());
                 let media = caps.and_then(|caps| caps.structure(0)?.get::<String>("media").ok());

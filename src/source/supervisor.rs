@@ -15,9 +15,9 @@ use crate::config::{CameraConfig, Decode};
 use crate::source::fault::Interpreter;
 use crate::source::location::Location;
 use crate::source::tap::{Board, Counters, Outlets, Tap, Tell};
-use crate::source::watch::{Ended, Fault, Health, Next, Policy, Rate, Retry, Watch};
+use crate::source::watch::{END_OF_FILE, Ended, Fault, Health, Next, Policy, Rate, Retry, Watch};
 use crate::source::{Hooks, Limits, pipeline, tap};
-use crate::types::CameraState;
+use crate::types::{CameraState, CameraStatus};
 
 /// How long the bus is waited on before the watchdog looks again.
 const POLL: ClockTime = ClockTime::from_mseconds(100);
@@ -33,8 +33,7 @@ pub struct Supervisor {
     policy: Policy,
     interpreter: Interpreter,
     outlets: Arc<Mutex<Option<Outlets>>>,
-    tell: Tell,
-    board: Arc<Board>,
+    herald: Herald,
     counters: Counters,
     reconnects: Counter,
     abandoned: Counter,
@@ -72,8 +71,7 @@ impl Supervisor {
             reconnects: metrics.counter("reconnects", id),
             abandoned: metrics.counter("teardowns_abandoned", id),
             outlets,
-            tell,
-            board,
+            herald: Herald { board, tell, warned: String::new() },
             config,
             location,
             shutdown,
@@ -84,11 +82,11 @@ impl Supervisor {
     /// Runs until the daemon stops or the source has ended for good.
     pub fn run(mut self) {
         if !self.config.enabled {
-            self.turn(CameraState::Disabled, "switched off in the configuration");
+            self.herald.turn(CameraState::Disabled, "switched off in the configuration");
         } else if let Some(reason) = self.serve() {
-            self.turn(CameraState::Failed, &reason);
+            self.herald.turn(CameraState::Failed, &reason);
         } else {
-            self.turn(CameraState::Disabled, "the daemon stops");
+            self.herald.turn(CameraState::Disabled, "the daemon stops");
         }
         // An abandoned pipeline may still hold a tap; the hooks end here all the same.
         drop(self.outlets.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -99,7 +97,7 @@ impl Supervisor {
         let limits = self.watch.limits;
         let mut backoff = Backoff::new(limits.backoff_first, limits.backoff_most);
         // `turn` tells changes only, and a board begins as connecting: the first one is told by hand.
-        self.announce();
+        self.herald.say(self.herald.board.status());
         loop {
             let Attempt { ended, frames, lasted, took } = self.attempt();
             match self.policy.after(ended, frames, lasted, &mut backoff) {
@@ -111,12 +109,13 @@ impl Supervisor {
                     }
                 }
                 Next::Wait(delay, reason) => {
-                    self.turn(CameraState::Backoff, &reason);
+                    self.herald.turn(CameraState::Backoff, &reason);
                     if self.shutdown.wait(delay) {
                         return None;
                     }
                     self.reconnects.add();
-                    self.turn(CameraState::Connecting, "");
+                    self.rate = Rate::default();
+                    self.herald.turn(CameraState::Connecting, "");
                 }
             }
         }
@@ -133,9 +132,12 @@ impl Supervisor {
             }
         };
         let mut first_frame = None;
-        let ended = self.play(&pipeline, &tap, &mut first_frame);
+        let ended = match self.play(&pipeline, &tap, &mut first_frame) {
+            Ended::Lost(_) if tap.distrusted() => Ended::Lost(self.interpreter.untrusted()),
+            ended => ended,
+        };
         if let Ended::Stalled(reason) = &ended {
-            self.turn(CameraState::Stalled, reason);
+            self.herald.turn(CameraState::Stalled, reason);
         }
         let frames = tap.pulse().frames;
         let (lasted, took) = (first_frame.map_or(Duration::ZERO, |at: Instant| at.elapsed()), tap.started().elapsed());
@@ -157,7 +159,7 @@ impl Supervisor {
             let pulse = tap.pulse();
             if pulse.frames > 0 && first_frame.is_none() {
                 *first_frame = Some(Instant::now());
-                announce(&self.board, &mut self.tell, CameraState::Running, "");
+                self.herald.turn(CameraState::Running, "");
             }
             match ended {
                 // A file that showed its pictures has ended well, whatever a decoder warned of on the way.
@@ -178,7 +180,7 @@ impl Supervisor {
                 return Ended::Lost(listener.reason().unwrap_or_else(silent));
             }
             let now = Instant::now();
-            self.board.rate(self.rate.step(now, self.counters.frames_in.get()));
+            self.herald.board.rate(self.rate.step(now, self.counters.frames_in.get()));
             if let Health::Stalled(reason) = self.watch.judge(tap.started(), pulse, now) {
                 let missing = listener.missing.take();
                 return missing.map_or(Ended::Stalled(reason), |reason| Ended::Lost(Fault { reason, retry: Retry::Soon }));
@@ -206,33 +208,39 @@ impl Supervisor {
             tracing::warn!(camera = %id, "a pipeline did not stop in time and was left behind");
         }
     }
+}
 
+/// Tells each change of state, once, to the log and the caller.
+struct Herald {
+    board: Arc<Board>,
+    tell: Tell,
+    /// The last reason warned of since pictures came: a camera that stays away says so once, not at every try.
+    warned: String,
+}
+
+impl Herald {
     fn turn(&mut self, state: CameraState, reason: &str) {
-        announce(&self.board, &mut self.tell, state, reason);
+        let Some(status) = self.board.turn(state, reason) else { return };
+        let (camera, state_name) = (&status.camera, state.name());
+        match state {
+            CameraState::Running => {
+                self.warned.clear();
+                tracing::info!(%camera, state = state_name, "pictures come");
+            }
+            CameraState::Failed if reason == END_OF_FILE => tracing::info!(%camera, state = state_name, "{reason}"),
+            CameraState::Failed | CameraState::Backoff if self.warned != reason => {
+                reason.clone_into(&mut self.warned);
+                tracing::warn!(%camera, state = state_name, "{reason}");
+            }
+            _ => tracing::debug!(%camera, state = state_name, "{reason}"),
+        }
+        self.say(status);
     }
 
-    fn announce(&mut self) {
-        let status = self.board.status();
-        tracing::debug!(camera = %status.camera, "connecting");
-        say(&mut self.tell, status);
-    }
-}
-
-/// Tells a change of state, once.
-fn announce(board: &Board, tell: &mut Tell, state: CameraState, reason: &str) {
-    let Some(status) = board.turn(state, reason) else { return };
-    let (camera, state_name) = (&status.camera, state.name());
-    match state {
-        CameraState::Running => tracing::info!(%camera, state = state_name, "pictures come"),
-        CameraState::Failed | CameraState::Backoff => tracing::warn!(%camera, state = state_name, "{reason}"),
-        _ => tracing::debug!(%camera, state = state_name, "{reason}"),
-    }
-    say(tell, status);
-}
-
-fn say(tell: &mut Tell, status: crate::types::CameraStatus) {
-    if catch_unwind(AssertUnwindSafe(|| tell(status))).is_err() {
-        tracing::error!("a status hook panicked; this is a defect, please report it");
+    fn say(&mut self, status: CameraStatus) {
+        if catch_unwind(AssertUnwindSafe(|| (self.tell)(status))).is_err() {
+            tracing::error!("a status hook panicked; this is a defect, please report it");
+        }
     }
 }
 

@@ -61,6 +61,9 @@ impl Board {
             return None;
         }
         (status.state, status.reason, status.since) = (state, reason.to_owned(), Utc::now());
+        if state != CameraState::Running {
+            status.fps = 0.0;
+        }
         Some(status.clone())
     }
 
@@ -95,6 +98,7 @@ pub struct Tap {
     last_frame: AtomicU64,
     last_data: AtomicU64,
     panicked: AtomicBool,
+    untrusted: AtomicBool,
     /// Passes from the gate to the appsink: both run on one thread, so it is this frame's.
     admitted: Mutex<Option<Candidate>>,
 }
@@ -112,6 +116,7 @@ impl Tap {
             last_frame: AtomicU64::new(0),
             last_data: AtomicU64::new(0),
             panicked: AtomicBool::new(false),
+            untrusted: AtomicBool::new(false),
             admitted: Mutex::new(None),
         }
     }
@@ -130,6 +135,16 @@ impl Tap {
     /// Whether a hook panicked.
     pub fn panicked(&self) -> bool {
         self.panicked.load(Ordering::Acquire)
+    }
+
+    /// Notes that the server's certificate was refused: the error that follows does not say so.
+    pub fn distrust(&self) {
+        self.untrusted.store(true, Ordering::Release);
+    }
+
+    /// Whether the server's certificate was refused.
+    pub fn distrusted(&self) -> bool {
+        self.untrusted.load(Ordering::Acquire)
     }
 
     /// Notes that data reached the decoder.

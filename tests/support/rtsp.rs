@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use gstreamer::glib;
 use gstreamer::prelude::*;
+use gstreamer_rtsp_server::gio;
 use gstreamer_rtsp_server::prelude::*;
 use gstreamer_rtsp_server::{RTSPAuth, RTSPMediaFactory, RTSPServer, RTSPToken};
 
@@ -34,6 +35,7 @@ pub fn play(path: &Path) -> String {
 pub struct RtspServer {
     launch: String,
     login: Option<(String, String)>,
+    certificate: Option<gio::TlsCertificate>,
     port: u16,
     frozen: Arc<AtomicBool>,
     running: Option<Running>,
@@ -50,14 +52,24 @@ impl RtspServer {
     pub fn start(launch: &str, login: Option<(&str, &str)>) -> Self {
         gstreamer::init().unwrap();
         let login = login.map(|(user, password)| (user.to_owned(), password.to_owned()));
-        let mut server = Self { launch: launch.to_owned(), login, port: 0, frozen: Arc::default(), running: None };
+        Self::serve(launch, login, None)
+    }
+
+    /// As `start`, encrypted with the certificate and key of a PEM file.
+    pub fn start_encrypted(launch: &str, pem: &Path) -> Self {
+        gstreamer::init().unwrap();
+        Self::serve(launch, None, Some(gio::TlsCertificate::from_file(pem).unwrap()))
+    }
+
+    fn serve(launch: &str, login: Option<(String, String)>, certificate: Option<gio::TlsCertificate>) -> Self {
+        let mut server = Self { launch: launch.to_owned(), login, certificate, port: 0, frozen: Arc::default(), running: None };
         server.restart();
         server
     }
 
     /// The address to play, without credentials.
     pub fn uri(&self) -> String {
-        format!("rtsp://127.0.0.1:{}/cam", self.port)
+        format!("rtsp{}://127.0.0.1:{}/cam", if self.certificate.is_some() { "s" } else { "" }, self.port)
     }
 
     /// From now on no packet leaves although the connections stay (`true`), or they flow again.
@@ -96,8 +108,12 @@ impl RtspServer {
                 },
             );
         });
+        let auth = RTSPAuth::new();
+        auth.set_tls_certificate(self.certificate.as_ref());
+        if self.certificate.is_some() {
+            server.set_auth(Some(&auth));
+        }
         if let Some((user, password)) = &self.login {
-            let auth = RTSPAuth::new();
             let token = RTSPToken::builder().field("media.factory.role", "viewer").build();
             auth.add_basic(&RTSPAuth::make_basic(user, password), &token);
             server.set_auth(Some(&auth));

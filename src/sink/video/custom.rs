@@ -43,11 +43,12 @@ pub fn check_fragment(fragment: &str) -> Result<()> {
 }
 
 fn build(fragment: &str) -> Result<Bin> {
-    let quoted = || format!("{fragment:?} is no gst-launch fragment");
+    // The fragment itself is not repeated: it may hold a password or a stream's key.
+    let quoted = || "not a gst-launch fragment";
     let flags = gstreamer::ParseFlags::FATAL_ERRORS;
     let bin = gstreamer::parse::bin_from_description_full(fragment, true, None, flags).context(Kind::Config, quoted)?;
-    let bin = bin.downcast::<Bin>().map_err(|_| Error::new(Kind::Config, format!("{}: it is no chain of elements", quoted())))?;
-    let refuse = |why: &str| Err(Error::new(Kind::Config, format!("{fragment:?} {why}")));
+    let bin = bin.downcast::<Bin>().map_err(|_| Error::new(Kind::Config, "the fragment is no chain of elements"))?;
+    let refuse = |why: &str| Err(Error::new(Kind::Config, format!("the fragment {why}")));
     let ends: Vec<_> = bin.pads().iter().map(|pad| pad.direction()).collect();
     if ends.contains(&PadDirection::Src) || bin.iterate_sinks().into_iter().flatten().next().is_none() {
         return refuse("does not end in a sink; must end in one such as udpsink or filesink");

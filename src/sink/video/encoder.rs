@@ -18,7 +18,9 @@ pub fn h264(gop: u32) -> Result<String> {
         return Ok(format!("x264enc tune=zerolatency speed-preset=veryfast pass=qual quantizer=23 key-int-max={gop}"));
     }
     if has("openh264enc") {
-        return Ok(format!("openh264enc rate-control=quality gop-size={gop} ! h264parse"));
+        // It wants to know a rate, and its output a parser: a nominal one does, for the times of the frames are kept.
+        let rate = r#"capssetter join=true caps="video/x-raw,framerate=(fraction)25/1""#;
+        return Ok(format!("{rate} ! openh264enc gop-size={gop} ! h264parse"));
     }
     Err(Error::new(Kind::Pipeline, "gstreamer has no H.264 encoder (x264enc, openh264enc); install gstreamer1.0-plugins-ugly"))
 }

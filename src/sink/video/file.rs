@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use gstreamer::prelude::*;
 
+use crate::base::clock::Utc;
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::config::FileConfig;
 use crate::sink::video::feed::{Feed, Shape};
@@ -19,13 +20,16 @@ use crate::types::CameraId;
 /// The most files of one name: `a.mp4`, `a-2.mp4` to `a-9999.mp4`.
 const NAMES: u32 = 9999;
 
+/// A file's longest time in milliseconds: a day. The muxer remembers every frame until the file is finished.
+const LONGEST: i64 = 24 * 3600 * 1000;
+
 /// Frames between keyframes at most; by time there are more.
 const GOP: u32 = 60;
 
 /// Writes `path`, with `{camera}` replaced, from a camera's first picture on. A file that exists stays as it is: the
 /// next free name of `street.mp4`, `street-2.mp4`, `street-3.mp4` … is taken. The pictures' capture times become the
 /// video's, so it plays in real time; each is shown until the next. Pictures of another size than the first are
-/// letterboxed.
+/// letterboxed. After a day the file is finished and the next name begun.
 pub struct FileSink {
     path: String,
     cameras: BTreeMap<CameraId, Camera>,
@@ -35,6 +39,14 @@ struct Camera {
     lane: Lane,
     /// The file written last: one that stayed empty is taken again rather than a new name each time.
     path: Option<PathBuf>,
+    /// When its first picture was taken.
+    begun: Option<Utc>,
+}
+
+impl Camera {
+    fn new() -> Self {
+        Self { lane: Lane::new(), path: None, begun: None }
+    }
 }
 
 impl FileSink {
@@ -59,14 +71,21 @@ impl Sink for FileSink {
 
     fn write(&mut self, picture: &Picture) -> Result<()> {
         let wanted = PathBuf::from(self.path.replace("{camera}", picture.camera.as_str()));
-        let camera = self.cameras.entry(picture.camera.clone()).or_insert_with(|| Camera { lane: Lane::new(), path: None });
-        let path = &mut camera.path;
-        camera.lane.write(picture, |picture| {
+        let camera = self.cameras.entry(picture.camera.clone()).or_insert_with(Camera::new);
+        let age = camera.begun.map_or(0, |begun| picture.captured.millis() - begun.millis());
+        if age >= LONGEST {
+            // A failure to end the old one must not cost the new one its first picture.
+            if let Err(error) = std::mem::replace(camera, Camera::new()).lane.finish() {
+                tracing::error!(sink = "file", camera = %picture.camera, "{}", error.chain());
+            }
+        }
+        let Camera { lane, path, begun } = camera;
+        lane.write(picture, |picture| {
             let free = match path.take() {
                 Some(empty) if std::fs::metadata(&empty).is_ok_and(|meta| meta.len() == 0) => empty,
                 _ => reserve(&wanted)?,
             };
-            *path = Some(free.clone());
+            (*path, *begun) = (Some(free.clone()), Some(picture.captured));
             open(&free, picture)
         })
     }

@@ -14,6 +14,9 @@ const LEAST: Duration = Duration::from_millis(1);
 /// Shown for the last frame of a file, and before there is a second one.
 const SHOWN: Duration = Duration::from_secs(1);
 
+/// A step back (milliseconds) beyond which it is the clock's doing, and not pictures out of order.
+const SET_BACK: i64 = 2000;
+
 struct Pixels(Arc<RgbImage>);
 
 impl AsRef<[u8]> for Pixels {
@@ -57,16 +60,22 @@ pub fn canvas(image: &RgbImage) -> (u32, u32) {
 /// Turns capture times into a video's, so that it plays in real time.
 #[derive(Debug, Default)]
 pub struct Timeline {
-    first: Option<Utc>,
+    /// The capture time that is the video's zero.
+    zero: Option<i64>,
     last: Option<Duration>,
 }
 
 impl Timeline {
     /// The time of a picture since the first one, always rising, and how long to show it should none follow.
     pub fn step(&mut self, captured: Utc) -> (Duration, Duration) {
-        let first = *self.first.get_or_insert(captured);
-        let since = Duration::from_millis(u64::try_from(captured.millis() - first.millis()).unwrap_or(0));
-        let time = self.last.map_or(since, |last| since.max(last + LEAST));
+        let mut since = captured.millis() - *self.zero.get_or_insert(captured.millis());
+        let least = self.last.map_or(0, |last| i64::try_from((last + LEAST).as_millis()).unwrap_or(i64::MAX));
+        if since < least - SET_BACK {
+            // The clock was set back: goes on from here, or all would be crammed together until it has caught up.
+            self.zero = Some(captured.millis() - least);
+        }
+        since = since.max(least);
+        let time = Duration::from_millis(since.unsigned_abs());
         let shown = self.last.map_or(SHOWN, |last| (time - last).clamp(LEAST, SHOWN));
         self.last = Some(time);
         (time, shown)
@@ -81,7 +90,8 @@ mod tests {
     fn times_rise_even_when_the_clock_is_set_back() {
         let mut timeline = Timeline::default();
         let mut at = |millis| timeline.step(Utc::from_millis(millis)).0.as_millis();
-        assert_eq!([at(5000), at(5250), at(5250), at(1000), at(9000)], [0, 250, 251, 252, 4000]);
+        assert_eq!([at(5000), at(5250), at(5250), at(5100), at(6000)], [0, 250, 251, 252, 1000]);
+        assert_eq!([at(1000), at(2000), at(3000)], [1001, 2001, 3001]); // set back by five seconds
     }
 
     #[test]

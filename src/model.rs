@@ -12,6 +12,7 @@ mod layers;
 mod ops;
 mod preprocess;
 mod resize;
+mod threads;
 mod tokenizer;
 mod vision;
 mod weights;
@@ -35,6 +36,7 @@ use vision::Vision;
 use weights::Weights;
 
 pub use hub::{HubOptions, Progress, resolve};
+pub use threads::fix_count as fix_thread_count;
 
 /// A checkpoint on this machine, as the hub lays it out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,6 +189,9 @@ impl Session {
     /// As [`Session::answer`].
     pub fn generate(&mut self, image: &RgbImage, prompt: &str, limits: &Limits) -> Result<Generation> {
         let model = Arc::clone(&self.model);
+        if threads::is_small(&model.config.text) {
+            threads::stay_on_this_thread();
+        }
         let input_ids = model.tokenizer.prompt(prompt)?;
         let positions = input_ids.len().saturating_add(limits.max_new_tokens);
         let context = model.config.text.context;

@@ -146,7 +146,8 @@ fn open_device(device: Device) -> Result<candle_core::Device> {
         Device::Cuda(number) => Err(Error::new(
             Kind::Config,
             format!(
-                "model.device is cuda:{number}, but this program was built without GPU support; must be auto or cpu, or build with --features cuda"
+                "model.device is cuda:{number}, but this program was built without GPU support; \
+                 must be auto or cpu, or build with --features cuda"
             ),
         )),
     }
@@ -200,7 +201,8 @@ impl Session {
             return Err(Error::new(
                 Kind::Input,
                 format!(
-                    "picture and prompt take {prefix} tokens and max_new_tokens is {bound}; must be at most {context} together, shorten the prompt or lower max_new_tokens"
+                    "picture and prompt take {prefix} tokens and max_new_tokens is {bound}; \
+                     must be at most {context} together, shorten the prompt or lower max_new_tokens"
                 ),
             ));
         }

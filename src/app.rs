@@ -50,7 +50,7 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     source::init()?;
     let ids: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
     let sinks = open_sinks(&config.output, &ids, metrics)?;
-    let model = load_model(&config.model)?;
+    let model = load_model(&config.model, shutdown)?;
     let mqtt = start_mqtt(&config, &ids, &model, metrics)?;
     let daemon = Daemon::start(config, sinks, &model, mqtt, shutdown, metrics)?;
     systemd::ready();
@@ -79,9 +79,10 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) ->
 }
 
 /// Finds, downloads where need be, and loads the model.
-fn load_model(config: &ModelConfig) -> Result<PaliGemma> {
+fn load_model(config: &ModelConfig, shutdown: &Shutdown) -> Result<PaliGemma> {
     let mut hub = HubOptions::from_env();
     // Each step of a download asks the service manager for more time.
+    hub.shutdown = shutdown.clone();
     hub.progress = Some(Arc::new(|_, _| systemd::extend_start(60)));
     let begin = Instant::now();
     let snapshot = model::resolve(&config.source, &hub)?;

@@ -113,6 +113,8 @@ struct Probe {
 }
 
 fn main() -> ExitCode {
+    // Before any thread: it writes to the environment.
+    palisade::model::fix_thread_count();
     match Cli::parse().command {
         Command::Run { config } => run(&config),
         Command::Check { config } => match check::load(&config) {

@@ -12,6 +12,7 @@ mod layers;
 mod ops;
 mod preprocess;
 mod resize;
+mod threads;
 mod tokenizer;
 mod vision;
 mod weights;
@@ -23,8 +24,7 @@ use candle_core::{DType, Tensor};
 use image::RgbImage;
 
 use crate::base::{Context, Error, Kind, Result};
-use crate::config::{Device, Dtype};
-use crate::types::{Answer, Finish};
+use crate::types::{Answer, Device, Dtype, Finish};
 
 use answer::Written;
 use decoder::{Cache, Decoder};
@@ -35,6 +35,7 @@ use vision::Vision;
 use weights::Weights;
 
 pub use hub::{HubOptions, Progress, resolve};
+pub use threads::fix_count as fix_thread_count;
 
 /// A checkpoint on this machine, as the hub lays it out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +73,7 @@ pub struct Generation {
     pub input_ids: Vec<u32>,
     /// The logits of the answer's first token, one per word of the vocabulary; nothing suppressed yet.
     pub first_logits: Vec<f32>,
-    /// The answer's tokens, without the end token.
+    /// The answer's tokens, the end token last where the model wrote it.
     pub generated_ids: Vec<u32>,
     /// The natural logarithm of each token's probability.
     pub token_logprobs: Vec<f32>,
@@ -144,7 +145,8 @@ fn open_device(device: Device) -> Result<candle_core::Device> {
         Device::Cuda(number) => Err(Error::new(
             Kind::Config,
             format!(
-                "model.device is cuda:{number}, but this program was built without GPU support; must be auto or cpu, or build with --features cuda"
+                "model.device is cuda:{number}, but this program was built without GPU support; \
+                 must be auto or cpu, or build with --features cuda"
             ),
         )),
     }
@@ -187,6 +189,9 @@ impl Session {
     /// As [`Session::answer`].
     pub fn generate(&mut self, image: &RgbImage, prompt: &str, limits: &Limits) -> Result<Generation> {
         let model = Arc::clone(&self.model);
+        if threads::is_small(&model.config.text) {
+            threads::stay_on_this_thread();
+        }
         let input_ids = model.tokenizer.prompt(prompt)?;
         let positions = input_ids.len().saturating_add(limits.max_new_tokens);
         let context = model.config.text.context;
@@ -195,7 +200,8 @@ impl Session {
             return Err(Error::new(
                 Kind::Input,
                 format!(
-                    "picture and prompt take {prefix} tokens and max_new_tokens is {bound}; must be at most {context} together, shorten the prompt or lower max_new_tokens"
+                    "picture and prompt take {prefix} tokens and max_new_tokens is {bound}; \
+                     must be at most {context} together, shorten the prompt or lower max_new_tokens"
                 ),
             ));
         }

@@ -197,6 +197,18 @@ fn a_download_ends_when_the_daemon_is_told_to_stop() {
 }
 
 #[test]
+fn two_downloads_at_once_do_not_mix() {
+    let (hub, home) = served(Manners { cuts: vec![100_000; 4], ..Manners::default() });
+    let options = options(&hub, home.path());
+    let threads: Vec<_> = (0..3).map(|_| options.clone()).map(|options| std::thread::spawn(move || fetch(&options))).collect();
+    for thread in threads {
+        holds_all(&thread.join().unwrap());
+    }
+    let left: Vec<_> = home.path().join("hub/models--someone--street-model/blobs").read_dir().unwrap().collect();
+    assert_eq!(left.len(), 3, "no parts are left: {left:?}");
+}
+
+#[test]
 fn a_hub_without_ranges_does_not_double_the_file() {
     let (hub, home) = served(Manners { cuts: vec![100_000], no_ranges: true, ..Manners::default() });
     holds_all(&fetch(&options(&hub, home.path())));

@@ -13,9 +13,6 @@ const FLOORS: [&[&str]; 6] = [
     &["app", "main"],
 ];
 
-/// Downward uses that a sibling rule would forbid: the model reads its own part of the configuration.
-const ALLOWED: [(&str, &str); 1] = [("model", "config")];
-
 /// Crates that only the named places may import.
 const OWNERS: [(&str, &[&str]); 12] = [
     ("clap", &["main.rs"]),
@@ -121,7 +118,7 @@ fn floor(module: &str) -> Option<usize> {
 
 /// Why `user` may not use `used`; `None` where it may.
 fn forbidden(user: &str, used: &str) -> Option<String> {
-    if user == used || user == "lib" || ALLOWED.contains(&(user, used)) {
+    if user == used || user == "lib" {
         return None;
     }
     match (floor(user), floor(used)) {

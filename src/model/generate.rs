@@ -10,7 +10,7 @@ use crate::types::Finish;
 pub struct Decoded {
     /// The logits of the first token.
     pub first_logits: Vec<f32>,
-    /// The tokens, without the end token.
+    /// The tokens, the end token last where it was written, as the reference's `generate` gives them.
     pub ids: Vec<u32>,
     /// The natural logarithm of each token's probability.
     pub logprobs: Vec<f32>,
@@ -45,12 +45,12 @@ pub fn greedy(decoder: &Decoder, cache: &mut Cache, prefix: &Tensor, bounds: &Bo
                 "the model computed no numbers; its weights are damaged or dtype is too narrow, f32 is exact",
             ));
         };
+        written.ids.push(id);
+        written.logprobs.push(logprob);
         if bounds.eos.contains(&id) {
             written.finish = Finish::Eos;
             break;
         }
-        written.ids.push(id);
-        written.logprobs.push(logprob);
         if written.ids.len() < bounds.max_new_tokens {
             let x = decoder.embed(&[id]).context(Kind::Internal, failed)?;
             let logits = decoder.forward(&x, cache).context(Kind::Internal, failed)?;

@@ -16,8 +16,8 @@ use std::time::Duration;
 use crate::base::redact::{ExposeSecret, SecretString};
 use crate::base::shutdown::Shutdown;
 use crate::base::{Error, Kind, Result};
-use crate::config::ModelSource;
 use crate::model::{Snapshot, weights};
+use crate::types::ModelSource;
 
 use cache::Repository;
 use client::{Client, Failure, RemoteFile};
@@ -289,14 +289,16 @@ impl Fetch<'_> {
         let with_token = self.options.token.as_ref().is_some_and(|token| !token.expose_secret().is_empty());
         match (status, code) {
             (401, code) if with_token && code != "GatedRepo" => format!(
-                "the hub does not accept the token for {id}; HF_TOKEN (or the token file in HF_HOME) must hold a valid one from {endpoint}/settings/tokens, and {licence} if the model is gated"
+                "the hub does not accept the token for {id}; HF_TOKEN (or the token file in HF_HOME) must hold a valid one from \
+                 {endpoint}/settings/tokens, and {licence} if the model is gated"
             ),
             (401, "RepoNotFound") => {
                 format!("{endpoint} shows no model {id}; check model.id, or if it is private or gated, {licence} and set HF_TOKEN")
             }
             (401, _) => format!("{id} is not open to everybody; {licence} and set HF_TOKEN to a token of that account"),
             (403, _) if with_token => format!(
-                "the account of HF_TOKEN may not read {id}; {licence} with that account, and give the token the right to read gated repositories"
+                "the account of HF_TOKEN may not read {id}; {licence} with that account, \
+                 and give the token the right to read gated repositories"
             ),
             (403, _) => format!("{id} is not open to everybody; {licence} and set HF_TOKEN to a token of that account"),
             (404, "RevisionNotFound") => {

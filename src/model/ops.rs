@@ -140,8 +140,8 @@ fn exp(x: f32) -> f32 {
 /// The hyperbolic tangent to about 2e-7 of its value (Cephes' `tanhf`, without branches). NaN stays NaN.
 fn tanh(x: f32) -> f32 {
     let z = x * x;
-    let p = -5.704_988_7e-3 * z + 2.063_908_9e-2;
-    let p = ((p * z - 5.373_971_6e-2) * z + 1.333_144_2e-1) * z - 3.333_328_2e-1;
+    let p = -5.704_988_7e-3 * z + 2.063_909e-2;
+    let p = ((p * z - 5.373_971_6e-2) * z + 1.333_144_2e-1) * z - 3.333_328e-1;
     let near_zero = x + x * z * p;
     let far = (1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0)).copysign(x);
     if x.abs() < 0.625 { near_zero } else { far }

@@ -15,10 +15,51 @@ struct Taps {
     weights: Vec<i32>,
 }
 
+/// Taps whose weights are split into two halves of 11 bits, each short enough for products of 16-bit numbers, which
+/// processors add up in pairs. Filled with zeros to whole vectors.
+struct SplitTaps {
+    first: usize,
+    high: Vec<i16>,
+    low: Vec<i16>,
+}
+
+/// Bits of the lower half of a split weight.
+const LOW: u32 = BITS / 2;
+
+/// Numbers in a vector.
+const LANES: usize = 8;
+
+impl SplitTaps {
+    fn new(taps: &Taps) -> Self {
+        let (mut high, mut low): (Vec<i16>, Vec<i16>) = taps.weights.iter().map(|&weight| split(weight)).unzip();
+        let len = high.len().next_multiple_of(LANES);
+        high.resize(len, 0);
+        low.resize(len, 0);
+        Self { first: taps.first, high, low }
+    }
+
+    /// The weighted sum of one channel's values.
+    fn weigh(&self, plane: &[i16]) -> i32 {
+        let values = plane[self.first..].as_chunks().0;
+        (sum_of_products(self.high.as_chunks().0, values) << LOW) + sum_of_products(self.low.as_chunks().0, values)
+    }
+}
+
+fn sum_of_products(a: &[[i16; LANES]], b: &[[i16; LANES]]) -> i32 {
+    let product = |(&a, &b): (&i16, &i16)| i32::from(a) * i32::from(b);
+    a.iter().zip(b).map(|(a, b)| a.iter().zip(b).map(product).sum::<i32>()).sum()
+}
+
+/// `weight` as `(high << LOW) + low`, the lower half being the nearest to zero.
+fn split(weight: i32) -> (i16, i16) {
+    let high = (weight + (1 << (LOW - 1))) >> LOW;
+    (high as i16, (weight - (high << LOW)) as i16)
+}
+
 /// Scales pictures to squares; keeps its tables while the size of the pictures stays.
 #[derive(Default)]
 pub struct Resizer {
-    columns: (usize, Vec<Taps>),
+    columns: (usize, Vec<SplitTaps>),
     rows: (usize, Vec<Taps>),
     between: Vec<u8>,
     square: Vec<u8>,
@@ -29,7 +70,7 @@ impl Resizer {
     pub fn run(&mut self, picture: &RgbImage, side: usize) -> &[u8] {
         let (width, height) = (picture.width() as usize, picture.height() as usize);
         if self.columns.0 != width {
-            self.columns = (width, taps(width, side));
+            self.columns = (width, taps(width, side).iter().map(SplitTaps::new).collect());
         }
         if self.rows.0 != height {
             self.rows = (height, taps(height, side));
@@ -49,11 +90,20 @@ impl Resizer {
 }
 
 /// Scales rows of `width` pixels.
-fn across(taps: &[Taps], source: &[u8], width: usize, target: &mut Vec<u8>) {
+fn across(taps: &[SplitTaps], source: &[u8], width: usize, target: &mut Vec<u8>) {
     target.resize(source.len() / width * taps.len(), 0);
+    // One row by channels, with room for the zero weights at its end.
+    let mut planes = [const { Vec::new() }; 3];
+    planes.iter_mut().for_each(|plane| plane.resize(width + LANES, 0_i16));
     for (source, target) in source.chunks_exact(width * 3).zip(target.chunks_exact_mut(taps.len() * 3)) {
+        let [reds, greens, blues] = &mut planes;
+        for (((pixel, red), green), blue) in source.as_chunks::<3>().0.iter().zip(reds).zip(greens).zip(blues) {
+            [*red, *green, *blue] = pixel.map(i16::from);
+        }
         for (taps, pixel) in taps.iter().zip(target.as_chunks_mut::<3>().0) {
-            *pixel = along_row(taps, source.as_chunks::<3>().0);
+            for (plane, value) in planes.iter().zip(pixel) {
+                *value = clip(taps.weigh(plane) + (1 << (BITS - 1)));
+            }
         }
     }
 }
@@ -74,16 +124,6 @@ fn down(taps: &[Taps], source: &[u8], width: usize, target: &mut Vec<u8>) {
             *value = clip(sum);
         }
     }
-}
-
-fn along_row(taps: &Taps, row: &[[u8; 3]]) -> [u8; 3] {
-    let mut sums = [1_i32 << (BITS - 1); 3];
-    for (&[red, green, blue], &weight) in row[taps.first..].iter().zip(&taps.weights) {
-        sums[0] += weight * i32::from(red);
-        sums[1] += weight * i32::from(green);
-        sums[2] += weight * i32::from(blue);
-    }
-    sums.map(clip)
 }
 
 fn clip(sum: i32) -> u8 {
@@ -132,6 +172,14 @@ mod tests {
         assert_eq!(Resizer::default().run(&picture, 9), picture.as_raw().as_slice());
         let flat = RgbImage::from_pixel(31, 7, image::Rgb([1, 128, 255]));
         assert!(Resizer::default().run(&flat, 5).as_chunks::<3>().0.iter().all(|pixel| *pixel == [1, 128, 255]));
+    }
+
+    #[test]
+    fn split_weights_are_whole_again() {
+        for weight in [0, 1, -1, 1023, 1024, 1025, -1024, -1025, 1 << BITS, -(1 << BITS) / 8, 4_601_234] {
+            let (high, low) = split(weight);
+            assert_eq!((i32::from(high) << LOW) + i32::from(low), weight);
+        }
     }
 
     #[test]

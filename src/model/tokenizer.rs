@@ -15,6 +15,7 @@ pub struct Tokenizer {
     image_token: u32,
     image_tokens: usize,
     bos: u32,
+    vocab_size: usize,
     /// Special tokens, which leave no trace in an answer. Locations and segments are part of it, however marked.
     unseen: HashSet<u32>,
 }
@@ -39,7 +40,14 @@ impl Tokenizer {
         let added = inner.get_added_tokens_decoder();
         let in_answer = |text: &str| text.starts_with("<loc") || text.starts_with("<seg");
         let unseen = added.iter().filter(|(_, token)| token.special && !in_answer(&token.content)).map(|(&id, _)| id).collect();
-        Ok(Self { inner, image_token: config.image_token, image_tokens: config.vision.patches(), bos, unseen })
+        Ok(Self {
+            inner,
+            image_token: config.image_token,
+            image_tokens: config.vision.patches(),
+            bos,
+            vocab_size: config.text.vocab_size,
+            unseen,
+        })
     }
 
     /// Placeholders for the image, `<bos>`, the prompt, a newline; no end token.
@@ -53,6 +61,13 @@ impl Tokenizer {
             return Err(Error::new(
                 Kind::Input,
                 format!("prompt {prompt:?} holds <image>; must be words only, the picture is added by itself"),
+            ));
+        }
+        if let Some(id) = encoding.get_ids().iter().find(|&&id| id as usize >= self.vocab_size) {
+            let size = self.vocab_size;
+            return Err(Error::new(
+                Kind::Model,
+                format!("tokenizer.json gives token {id} for prompt {prompt:?}; must be below {size}, the vocab_size"),
             ));
         }
         let mut ids = vec![self.image_token; self.image_tokens];

@@ -100,3 +100,39 @@ impl Block {
         &x + self.down.forward(&h)?
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use candle_core::{Device, Module};
+    use candle_nn::VarBuilder;
+    use candle_transformers::models::siglip;
+
+    use super::*;
+    use crate::model::config;
+
+    /// Weights and picture of a reference case through our tower, and through another implementation with our projector.
+    #[test]
+    fn the_tower_agrees_with_an_independent_one() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/pg2");
+        let read = config::read(&folder).unwrap();
+        let weights = Weights::open(&folder, Device::Cpu, DType::F32).unwrap();
+        let ours = Vision::new(&weights, &read.vision, read.text.hidden_size).unwrap();
+
+        let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+        let theirs = serde_json::from_value(serde_json::from_str::<serde_json::Value>(&text).unwrap()["vision_config"].clone()).unwrap();
+        let tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
+        let prefix = tensors.keys().find_map(|name| name.strip_suffix(".post_layernorm.weight")).unwrap().to_owned();
+        let theirs =
+            siglip::VisionModel::new(&theirs, false, VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu).pp(prefix)).unwrap();
+
+        let side = read.vision.image_size;
+        let pixels: Vec<f32> = (0..3 * side * side).map(|n| (n as f32 * 0.37).sin()).collect();
+        let pixels = Tensor::from_vec(pixels, (3, side, side), &Device::Cpu).unwrap();
+        let expected = ours.projector.forward(&theirs.forward(&pixels.unsqueeze(0).unwrap()).unwrap().squeeze(0).unwrap()).unwrap();
+        let got = ours.forward(&pixels, DType::F32).unwrap();
+        let furthest = (got - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(furthest < 1e-4, "{furthest} apart");
+    }
+}

@@ -139,7 +139,8 @@ fn missing(path: &Path) -> Error {
     Error::new(
         Kind::Model,
         format!(
-            "{file} is missing in {folder}; a model's folder must hold config.json, tokenizer.json and model.safetensors or model.safetensors.index.json with its shards"
+            "{file} is missing in {folder}; a model's folder must hold config.json, tokenizer.json \
+             and model.safetensors or model.safetensors.index.json with its shards"
         ),
     )
 }

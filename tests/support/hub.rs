@@ -139,7 +139,8 @@ impl State {
         let etag = format!("{name}-{}", bytes.len()).replace(['.', '_'], "-");
         if !on_cdn && manners.large_from.is_some_and(|from| bytes.len() >= from) {
             let head = format!(
-                "HTTP/1.1 302 Found\r\nlocation: http://localhost:{}{path}\r\nx-repo-commit: {COMMIT}\r\nx-linked-etag: \"{etag}\"\r\nx-linked-size: {}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+                "HTTP/1.1 302 Found\r\nlocation: http://localhost:{}{path}\r\nx-repo-commit: {COMMIT}\r\n\
+                 x-linked-etag: \"{etag}\"\r\nx-linked-size: {}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
                 self.port,
                 bytes.len()
             );

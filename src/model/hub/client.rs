@@ -159,7 +159,11 @@ impl Client {
         }
         if blob.exists() {
             meter.add(remote.size);
-            return std::fs::remove_file(&part).map_err(Failure::Disk);
+            // Ours to remove if the other had renamed its own away before we opened one.
+            return match std::fs::remove_file(&part) {
+                Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::Disk(error)),
+                _ => Ok(()),
+            };
         }
         let mut held = file.metadata().map_err(Failure::Disk)?.len();
         if held > remote.size {

@@ -6,16 +6,19 @@ SHELL := /bin/bash
 .PHONY: help demo test lint build run-tests packages-demo packages-test install model
 
 export CARGO_INCREMENTAL ?= 0
+# rustup puts cargo here; a shell that was open before knows nothing of it.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
 PREFIX ?= /usr/local
 DESTDIR ?=
-PALISADE := target/release/palisade
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+PALISADE := $(TARGET)/release/palisade
 
 # A C compiler and what the crates link to; the decoders and encoders; the broker of the demo.
 BUILD_PACKAGES := build-essential pkg-config libssl-dev libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev libgstrtspserver-1.0-dev
 RUN_PACKAGES := glib-networking gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav \
 	mosquitto mosquitto-clients
 # Independent witnesses: ffprobe reads our files, openssl makes certificates, systemd-analyze reads the unit.
-TEST_PACKAGES := ffmpeg openssl systemd gstreamer1.0-tools
+TEST_PACKAGES := ffmpeg openssl systemd procps
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,13 +32,18 @@ build: ## the release binary
 	cargo build --release --locked
 
 lint: ## rustfmt and clippy, no warning left
+	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
 
+# One closing line with counts, whichever runner is there, and also when a test fails.
 run-tests:
-	@if command -v cargo-nextest >/dev/null; then cargo nextest run --release --locked --no-fail-fast; \
-	else cargo test --release --locked --no-fail-fast 2>&1 | tee target/test.log; \
-		awk '/^test result:/ { passed += $$4; failed += $$6 } END { print passed " passed, " failed " failed" }' target/test.log; fi
+	@if command -v cargo-nextest >/dev/null; then cargo nextest run --release --locked --no-fail-fast; else \
+		mkdir -p $(TARGET); status=0; \
+		cargo test --release --locked --no-fail-fast 2>&1 | tee $(TARGET)/test.log || status=$$?; \
+		awk '/^test result:/ { passed += $$4; failed += $$6 } END { print passed + 0 " passed, " failed + 0 " failed" }' $(TARGET)/test.log; \
+		exit $$status; \
+	fi
 
 packages-demo:
 	@$(call install_missing,$(BUILD_PACKAGES) $(RUN_PACKAGES))
@@ -59,13 +67,16 @@ define install_missing
 	fi
 endef
 
-install: build ## binary, unit, account and configuration under PREFIX (default /usr/local) and /etc
+install: ## binary (after make build), unit, account and configuration under PREFIX (default /usr/local) and /etc
+	@test -x $(PALISADE) || { echo "$(PALISADE) is missing; run make build first, as yourself" >&2; exit 1; }
 	install -D -m 0755 $(PALISADE) $(DESTDIR)$(PREFIX)/bin/palisade
 	install -D -m 0644 README.md $(DESTDIR)$(PREFIX)/share/doc/palisade/README.md
 	install -D -m 0644 systemd/palisade.sysusers $(DESTDIR)/usr/lib/sysusers.d/palisade.conf
 	install -d -m 0755 $(DESTDIR)/etc/systemd/system
 	sed 's|/usr/bin/palisade|$(PREFIX)/bin/palisade|; s|/usr/share/doc|$(PREFIX)/share/doc|' systemd/palisade.service > $(DESTDIR)/etc/systemd/system/palisade.service
 	install -d -m 0755 $(DESTDIR)/etc/palisade
-	install -d -m 0700 $(DESTDIR)/etc/palisade/credentials
 	@test -e $(DESTDIR)/etc/palisade/palisade.toml || install -m 0644 config/palisade.toml $(DESTDIR)/etc/palisade/palisade.toml
-	@echo "next: systemd-sysusers, edit /etc/palisade/palisade.toml, systemctl enable --now palisade"
+	@test -e $(DESTDIR)/etc/palisade/environment || install -m 0600 systemd/environment $(DESTDIR)/etc/palisade/environment
+	install -d -m 0750 $(DESTDIR)/etc/palisade/credentials
+	@if [ -z "$(DESTDIR)" ]; then systemd-sysusers && chgrp palisade /etc/palisade/credentials; fi
+	@echo "next: edit /etc/palisade/palisade.toml and /etc/palisade/environment, then systemctl enable --now palisade"

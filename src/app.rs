@@ -10,7 +10,7 @@ mod results;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use crate::annotate::Annotator;
 use crate::base::clock::Utc;
@@ -19,7 +19,7 @@ use crate::base::mailbox::{Put, Putter, mailbox};
 use crate::base::metrics::Metrics;
 use crate::base::shutdown::Shutdown;
 use crate::base::systemd;
-use crate::base::thread::Thread;
+use crate::base::thread::{self, Thread};
 use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig};
 use crate::detect::{self, Detector, Job, PaliGemmaDetector};
 use crate::gate::Interval;
@@ -36,7 +36,7 @@ use results::Results;
 const WORKERS_GRACE: Duration = Duration::from_secs(2);
 
 /// From the order to stop: when every sink has finished its files. The service manager waits ten seconds in all.
-const SINKS_GRACE: Duration = Duration::from_secs(7);
+const SINKS_GRACE: Duration = Duration::from_millis(6500);
 
 /// For the last messages and `offline`.
 const MQTT_GRACE: Duration = Duration::from_millis(1500);
@@ -50,15 +50,16 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     source::init()?;
     let ids: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
     let sinks = open_sinks(&config.output, &ids, metrics)?;
-    let model = load_model(&config.model, shutdown)?;
+    let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
     let mqtt = start_mqtt(&config, &ids, &model, metrics)?;
     let daemon = Daemon::start(config, sinks, &model, mqtt, shutdown, metrics)?;
     systemd::ready();
+    systemd::status(&format!("watching {} cameras with {}", ids.len(), model.name()));
     tracing::info!(model = model.name(), cameras = ids.len(), "running");
-    daemon.wait(shutdown);
+    let ended = daemon.wait(shutdown);
     systemd::stopping();
     daemon.stop(shutdown);
-    Ok(())
+    ended
 }
 
 fn open_sinks(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) -> Result<Vec<Box<dyn Sink>>> {
@@ -78,12 +79,33 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) ->
     Ok(sinks)
 }
 
-/// Finds, downloads where need be, and loads the model.
-fn load_model(config: &ModelConfig, shutdown: &Shutdown) -> Result<PaliGemma> {
+/// Finds, downloads where need be, and loads the model; `None` when told to stop meanwhile. Reading a large model takes
+/// longer than a stop may, so it is done in a thread that can be left behind.
+fn load_model(config: &ModelConfig, shutdown: &Shutdown) -> Result<Option<PaliGemma>> {
+    let (send, loaded) = bounded(1);
+    let (config, flag) = (config.clone(), shutdown.clone());
+    let loader = thread::spawn("load-model", move || {
+        // Nobody listens any more when the daemon stops.
+        send.send(read_model(&config, &flag)).ok();
+    })?;
+    while !shutdown.is_set() {
+        match loaded.recv_timeout(Duration::from_millis(50)) {
+            Ok(model) => return model.map(Some),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Error::new(Kind::Internal, "the model's loader panicked; this is a defect, please report it"));
+            }
+        }
+    }
+    loader.join_until(Instant::now() + WORKERS_GRACE);
+    Ok(None)
+}
+
+fn read_model(config: &ModelConfig, shutdown: &Shutdown) -> Result<PaliGemma> {
     let mut hub = HubOptions::from_env();
     // Each step of a download asks the service manager for more time.
     hub.shutdown = shutdown.clone();
-    hub.progress = Some(Arc::new(|_, _| systemd::extend_start(60)));
+    hub.progress = Some(Arc::new(|_, _| systemd::extend_start(180)));
     let begin = Instant::now();
     let snapshot = model::resolve(&config.source, &hub)?;
     systemd::extend_start(300);
@@ -123,28 +145,44 @@ impl Daemon {
             (0..config.model.workers).map(|_| Box::new(PaliGemmaDetector::new(model, limits.clone())) as Box<dyn Detector>).collect();
         let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, publisher.clone(), metrics)?;
         let workers = detect::start(detectors, &jobs, &send, metrics)?;
+        // From here on the workers alone hold these: when they end, so does what waits for them.
+        drop((send, jobs));
         let mut sources = Vec::new();
         for (camera, putter) in config.cameras.into_iter().zip(putters) {
             if camera.enabled {
-                sources.push(start_source(camera, putter, publisher.clone(), shutdown, metrics)?);
+                match start_source(camera, putter, publisher.clone(), shutdown, metrics) {
+                    Ok(source) => sources.push(source),
+                    Err(error) => {
+                        // Those that run already are joined as they are dropped, and only the flag ends them.
+                        shutdown.trigger();
+                        return Err(error);
+                    }
+                }
             } else if let Some(publisher) = &publisher {
                 publisher.camera_status(&disabled(&camera.id));
             }
-        }
-        if sources.is_empty() {
-            return Err(Error::new(Kind::Config, "every camera is disabled; set enabled = true for at least one"));
         }
         Ok(Self { sources, workers, results, mqtt })
     }
 
     /// Returns when the flag goes up or no source is left.
-    fn wait(&self, shutdown: &Shutdown) {
+    ///
+    /// # Errors
+    /// When a stage that should run as long as the sources has ended: the service manager then starts the daemon anew.
+    fn wait(&self, shutdown: &Shutdown) -> Result<()> {
+        // At the end of the last source the workers may be gone a moment before its thread is.
+        let mut strange = 0;
         while !shutdown.wait(Duration::from_millis(100)) {
             if self.sources.iter().all(Source::is_finished) {
                 tracing::info!("every source has come to its end");
-                return;
+                return Ok(());
+            }
+            strange = if self.results.is_finished() || self.workers.iter().any(Thread::is_finished) { strange + 1 } else { 0 };
+            if strange > 20 {
+                return Err(Error::new(Kind::Internal, "a stage ended while cameras run; this is a defect, please report it"));
             }
         }
+        Ok(())
     }
 
     fn stop(self, shutdown: &Shutdown) {
@@ -152,16 +190,16 @@ impl Daemon {
         while !shutdown.is_set() && !self.workers.iter().all(Thread::is_finished) {
             shutdown.wait(Duration::from_millis(20));
         }
+        shutdown.trigger();
         let begin = Instant::now();
-        for source in self.sources {
-            source.join_until(begin + WORKERS_GRACE);
+        let sources_left = self.sources.into_iter().map(|source| source.join_until(begin + WORKERS_GRACE)).filter(|joined| !joined).count();
+        let workers_left = self.workers.into_iter().map(|worker| worker.join_until(begin + WORKERS_GRACE)).filter(|joined| !joined).count();
+        if sources_left > 0 {
+            tracing::warn!(cameras = sources_left, "cameras did not let go in time and were left behind");
+        } else if workers_left > 0 {
+            tracing::warn!(frames = workers_left, "frames in the model were given up; their answers would have come too late");
         }
-        for worker in self.workers {
-            if !worker.join_until(begin + WORKERS_GRACE) {
-                tracing::warn!("a frame in the model was given up; its answer would have come too late");
-            }
-        }
-        self.results.finish(Instant::now() + (SINKS_GRACE - WORKERS_GRACE));
+        self.results.finish(begin + SINKS_GRACE);
         if let Some(mqtt) = self.mqtt {
             mqtt.finish(MQTT_GRACE);
         }

@@ -16,7 +16,6 @@ use crate::types::{CameraId, Prompt};
 
 pub use crate::types::{Device, Dtype, ModelSource};
 
-pub use raw::is_hub_id;
 pub use reader::Fault;
 
 /// Every fault of a configuration file, with the file's name. `Display` is one line per fault.
@@ -38,17 +37,28 @@ impl fmt::Display for Faults {
 
 impl std::error::Error for Faults {}
 
+/// What only a stage can judge; each gives a sentence that goes on after the key path.
+#[derive(Clone, Copy)]
+pub struct Checks<'c> {
+    /// A `gst-launch` fragment.
+    pub fragment: &'c dyn Fn(&str) -> Result<(), String>,
+    /// The broker's encryption.
+    pub tls: &'c dyn Fn(&TlsConfig) -> Result<(), String>,
+    /// A device to compute on.
+    pub device: &'c dyn Fn(Device) -> Result<(), String>,
+}
+
 impl Config {
-    /// Reads and checks a file; secrets may also come from the process's environment. `check_fragment` judges a
-    /// `gst-launch` fragment, which this floor knows nothing of.
+    /// Reads and checks a file; secrets may also come from the process's environment. `checks` judges what only
+    /// a stage can.
     ///
     /// # Errors
     /// Every fault found, not only the first.
-    pub fn load(file: &Path, check_fragment: &dyn Fn(&str) -> Result<(), String>) -> Result<Self, Faults> {
+    pub fn load(file: &Path, checks: &Checks<'_>) -> Result<Self, Faults> {
         let faults = |list| Faults { file: file.to_owned(), list };
         let text =
             std::fs::read_to_string(file).map_err(|error| faults(vec![Fault { line: 1, message: format!("cannot be read: {error}") }]))?;
-        raw::parse(&text, &raw::Outside { env: &|name| std::env::var(name).ok(), check_fragment }).map_err(faults)
+        raw::parse(&text, &|name| std::env::var(name).ok(), checks).map_err(faults)
     }
 }
 

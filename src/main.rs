@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use palisade::app::oneshot::{self, DetectArgs, ProbeArgs};
@@ -9,8 +10,8 @@ use palisade::app::{self, check, demo};
 use palisade::base::error::{Context, Kind, Result};
 use palisade::base::metrics::Metrics;
 use palisade::base::shutdown::Shutdown;
-use palisade::config::{Device, Dtype, LogConfig, LogFormat};
-use palisade::types::Prompt;
+use palisade::config::{LogConfig, LogFormat};
+use palisade::types::{Device, Dtype, Prompt};
 
 /// The configuration is wrong (`EX_CONFIG` of sysexits.h); the service manager does not restart on it.
 const EXIT_CONFIG: u8 = 78;
@@ -119,8 +120,8 @@ fn main() -> ExitCode {
         Command::Run { config } => run(&config),
         Command::Check { config } => match check::load(&config) {
             Ok(checked) => {
-                println!("{}: no mistake found, cameras: {}", config.display(), checked.cameras.len());
-                ExitCode::SUCCESS
+                let line = format!("{}: no mistake found, cameras: {}", config.display(), checked.cameras.len());
+                finish(oneshot::print(&line).map(|()| 0))
             }
             Err(faults) => {
                 eprintln!("{faults}");
@@ -158,11 +159,11 @@ fn run(file: &std::path::Path) -> ExitCode {
         eprintln!("palisade: {}", error.chain());
         return ExitCode::FAILURE;
     }
-    match stop_on_signals(&shutdown).and_then(|()| app::run(config, &shutdown, &Metrics::new())) {
+    match stop_on_signals(&shutdown, || {}).and_then(|()| app::run(config, &shutdown, &Metrics::new())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", error.chain());
-            ExitCode::FAILURE
+            ExitCode::from(if error.kind() == Kind::Config { EXIT_CONFIG } else { 1 })
         }
     }
 }
@@ -170,8 +171,10 @@ fn run(file: &std::path::Path) -> ExitCode {
 fn run_demo(samples: &std::path::Path, out: PathBuf) -> Result<usize> {
     warn_only()?;
     let shutdown = Shutdown::new();
-    stop_on_signals(&shutdown)?;
-    demo::run(samples, out, &shutdown).map(|()| 0)
+    let children = demo::Children::default();
+    let to_end = children.clone();
+    stop_on_signals(&shutdown, move || to_end.end())?;
+    demo::run(samples, out, &children, &shutdown).map(|()| 0)
 }
 
 fn detect(args: Detect) -> Result<usize> {
@@ -209,16 +212,25 @@ fn warn_only() -> Result<()> {
     app::log::start(&LogConfig { level: "warn".to_owned(), format: LogFormat::Text })
 }
 
-/// The first signal stops in order, the second at once.
-fn stop_on_signals(shutdown: &Shutdown) -> Result<()> {
+/// Signals this soon after the first are the same order to stop: some tools send theirs to a process and to its group.
+const SAME_ORDER: Duration = Duration::from_millis(500);
+
+/// The first signal stops in order, a later one at once, after `last`.
+fn stop_on_signals(shutdown: &Shutdown, last: impl Fn() + Send + 'static) -> Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let fail = || "signals cannot be awaited";
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context(Kind::Internal, fail)?;
     let shutdown = shutdown.clone();
     let wait = move || {
+        let mut first: Option<Instant> = None;
         for signal in signals.forever() {
-            if shutdown.is_set() {
-                std::process::exit(128 + signal);
+            match first {
+                None => first = Some(Instant::now()),
+                Some(at) if at.elapsed() < SAME_ORDER => {}
+                Some(_) => {
+                    last();
+                    std::process::exit(128 + signal);
+                }
             }
             shutdown.trigger();
         }

@@ -105,7 +105,7 @@ impl PaliGemma {
     /// When a file is missing or damaged, a tensor is missing or of another shape, or the device is not there.
     pub fn load(snapshot: &Snapshot, options: LoadOptions) -> Result<Self> {
         let folder = &snapshot.folder;
-        let device = open_device(options.device)?;
+        let device = open_device(options.device).context(Kind::Config, || "model.device cannot be used")?;
         let dtype = resolve_dtype(options.dtype, &device);
         let config = config::read(folder)?;
         let normalisation = config::read_normalisation(folder, &config.vision)?;
@@ -129,6 +129,14 @@ impl PaliGemma {
     }
 }
 
+/// Whether this program can compute on a device.
+///
+/// # Errors
+/// When it was built without support for it, or the device is not there.
+pub fn check_device(device: Device) -> Result<()> {
+    open_device(device).map(drop)
+}
+
 /// `auto` is the first GPU in a program built for GPUs that finds one, the processor otherwise.
 fn open_device(device: Device) -> Result<candle_core::Device> {
     let built_for_cuda = candle_core::utils::cuda_is_available();
@@ -140,12 +148,12 @@ fn open_device(device: Device) -> Result<candle_core::Device> {
         })),
         Device::Auto => Ok(candle_core::Device::Cpu),
         Device::Cuda(number) if built_for_cuda => candle_core::Device::new_cuda(number).context(Kind::Config, || {
-            format!("model.device is cuda:{number}, but that GPU cannot be opened; must be auto, cpu or a GPU that nvidia-smi lists")
+            format!("is cuda:{number}, but that GPU cannot be opened; must be auto, cpu or a GPU that nvidia-smi lists")
         }),
         Device::Cuda(number) => Err(Error::new(
             Kind::Config,
             format!(
-                "model.device is cuda:{number}, but this program was built without GPU support; \
+                "is cuda:{number}, but this program was built without GPU support; \
                  must be auto or cpu, or build with --features cuda"
             ),
         )),
@@ -193,22 +201,22 @@ impl Session {
             threads::stay_on_this_thread();
         }
         let input_ids = model.tokenizer.prompt(prompt)?;
-        let positions = input_ids.len().saturating_add(limits.max_new_tokens);
         let context = model.config.text.context;
-        if positions > context {
-            let (prefix, bound) = (input_ids.len(), limits.max_new_tokens);
+        let room = context.saturating_sub(input_ids.len());
+        if room == 0 {
+            let prefix = input_ids.len();
             return Err(Error::new(
                 Kind::Input,
-                format!(
-                    "picture and prompt take {prefix} tokens and max_new_tokens is {bound}; \
-                     must be at most {context} together, shorten the prompt or lower max_new_tokens"
-                ),
+                format!("picture and prompt take {prefix} tokens; must be fewer than {context}, so that there is room for an answer"),
             ));
         }
+        // A bound beyond the context is no error: the answer then ends, as "length", where the context does.
+        let max_new_tokens = limits.max_new_tokens.min(room);
+        let positions = input_ids.len() + max_new_tokens;
         let pixels = self.preprocessor.run(image)?;
         let failed = || "the model's arithmetic failed".to_owned();
         let prefix = model.prefix(pixels, &input_ids).context(Kind::Internal, failed)?;
-        let bounds = Bounds { max_new_tokens: limits.max_new_tokens, eos: &model.config.eos, suppress: &limits.suppress };
+        let bounds = Bounds { max_new_tokens, eos: &model.config.eos, suppress: &limits.suppress };
         let written = generate::greedy(&model.decoder, self.cache(positions)?, &prefix, &bounds)?;
         let text = model.tokenizer.decode(&written.ids)?;
         Ok(Generation {

@@ -28,7 +28,7 @@ use crate::base::error::{Context as _, Error, Kind, Result};
 use crate::base::metrics::Metrics;
 use crate::base::redact::ExposeSecret;
 use crate::base::thread::{self, Thread};
-use crate::config::MqttConfig;
+use crate::config::{MqttConfig, TlsConfig};
 use crate::types::{CameraId, CameraState, CameraStatus, Looked};
 
 use health::Health;
@@ -128,6 +128,14 @@ pub fn start_with(config: MqttConfig, cameras: &[CameraId], context: Context, me
     Ok(Mqtt { publisher, thread: Some(thread) })
 }
 
+/// Whether the broker's encryption can be set up; connects to nothing.
+///
+/// # Errors
+/// When the CA file cannot be read or is no certificate.
+pub fn check_tls(config: &TlsConfig) -> Result<()> {
+    tls::transport(config).map(drop)
+}
+
 fn options(config: &MqttConfig, topics: &Topics, patience: Patience) -> Result<MqttOptions> {
     if !rumqttc::valid_topic(&topics.status()) || config.topic_prefix.is_empty() {
         let prefix = &config.topic_prefix;
@@ -145,7 +153,7 @@ fn options(config: &MqttConfig, topics: &Topics, patience: Patience) -> Result<M
         options.set_credentials(config.username.as_deref().unwrap_or_default(), password);
     }
     if let Some(tls) = &config.tls {
-        options.set_transport(tls::transport(tls)?);
+        options.set_transport(tls::transport(tls).context(Kind::Config, || "mqtt.ca_file cannot be used")?);
     }
     Ok(options)
 }
@@ -173,7 +181,7 @@ impl Mqtt {
     pub fn finish(mut self, grace: Duration) {
         self.publisher.0.desk.close(grace);
         if let Some(thread) = self.thread.take()
-            && !thread.join_until(Instant::now() + grace + Duration::from_secs(5))
+            && !thread.join_until(Instant::now() + grace + Duration::from_millis(1500))
         {
             tracing::error!("the MQTT thread did not end in time and was left behind");
         }
@@ -257,7 +265,6 @@ mod tests {
 
     use super::*;
     use crate::base::redact::SecretString;
-    use crate::config::TlsConfig;
 
     fn config(host: &str) -> MqttConfig {
         MqttConfig {

@@ -96,14 +96,6 @@ pub fn init() -> Result<()> {
     gstreamer::init().context(Kind::Pipeline, || "gstreamer cannot start")
 }
 
-/// Checks that `uri` is one this program can open, without opening it.
-///
-/// # Errors
-/// When its scheme is none of ours or its path is not absolute.
-pub fn check_uri(uri: &str) -> Result<()> {
-    location::Location::parse(uri).map(drop)
-}
-
 /// Starts the supervisor `cam-<id>`; it ends at `shutdown` or when a file was played once.
 ///
 /// Counts, each with the camera's id: `frames_in` (decoded), `frames_sampled` (admitted), `reconnects`,

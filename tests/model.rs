@@ -194,9 +194,10 @@ fn prompts_that_cannot_be_asked_are_refused_and_the_session_lives_on() {
     let error = session.generate(&picture("pg2"), "detect <image> cat", &limits).unwrap_err();
     assert_eq!(error.kind(), Kind::Input);
     assert!(error.chain().contains("holds <image>"), "{error}");
-    let long = Limits { max_new_tokens: 1_000_000, ..limits.clone() };
-    let error = session.generate(&picture("pg2"), "detect cat", &long).unwrap_err();
-    assert!(error.chain().contains("must be at most 8192 together"), "{error}");
+    let Err(error) = session.generate(&picture("pg2"), &"cat ; ".repeat(5000), &limits) else {
+        panic!("a prompt beyond the context was taken")
+    };
+    assert!(error.chain().contains("must be fewer than 8192"), "{error}");
     assert_eq!(session.generate(&image::RgbImage::new(0, 3), "detect cat", &limits).unwrap_err().kind(), Kind::Input);
     // Other special tokens are taken as the reference takes them: as tokens.
     let generation = session.generate(&picture("pg2"), "detect <eos> <loc0007> 猫\u{0}", &limits).unwrap();

@@ -297,7 +297,7 @@ fn a_ca_file_that_is_no_certificate_stops_the_start() {
     let context = Context { model: String::new(), run: RUN };
     let error = mqtt::start(config, &[], context, &Metrics::new()).err().unwrap();
     assert!(
-        error.chain().starts_with(&format!("mqtt.ca_file {} is no certificate; must be a PEM file", path.display())),
+        error.chain().starts_with(&format!("mqtt.ca_file cannot be used: {} is no certificate; must be a PEM file", path.display())),
         "{}",
         error.chain()
     );

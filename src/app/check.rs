@@ -2,13 +2,20 @@
 
 use std::path::Path;
 
-use crate::config::{Config, Faults};
-use crate::{sink, source};
+use crate::base::error::Error;
+use crate::config::{Checks, Config, Faults};
+use crate::{model, mqtt, sink, source};
 
 /// Reads and checks a file; needs no network and loads no model.
 ///
 /// # Errors
 /// Every fault found.
 pub fn load(file: &Path) -> Result<Config, Faults> {
-    Config::load(file, &|fragment| source::init().and_then(|()| sink::video::check_fragment(fragment)).map_err(|error| error.chain()))
+    let sentence = |error: Error| error.chain();
+    let checks = Checks {
+        fragment: &|fragment| source::init().and_then(|()| sink::video::check_fragment(fragment)).map_err(sentence),
+        tls: &|tls| mqtt::check_tls(tls).map_err(sentence),
+        device: &|device| model::check_device(device).map_err(sentence),
+    };
+    Config::load(file, &checks)
 }

@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, IsTerminal};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use crate::app::{self, check};
+use crate::app::{self, check, oneshot};
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::base::metrics::Metrics;
 use crate::base::shutdown::Shutdown;
@@ -28,7 +29,7 @@ const CAMERA: &str = "street";
 ///
 /// # Errors
 /// When the samples or the broker are not there, or the daemon cannot start.
-pub fn run(samples: &Path, out: PathBuf, shutdown: &Shutdown) -> Result<()> {
+pub fn run(samples: &Path, out: PathBuf, children: &Children, shutdown: &Shutdown) -> Result<()> {
     fs::create_dir_all(&out).context(Kind::Io, || format!("{} cannot be made", out.display()))?;
     // The video of an earlier demo would make this one's take another name.
     let video = out.join(format!("{CAMERA}.mp4"));
@@ -36,12 +37,13 @@ pub fn run(samples: &Path, out: PathBuf, shutdown: &Shutdown) -> Result<()> {
     let port = free_port()?;
     let file = write_config(samples, &out, port)?;
     let config = check::load(&file).map_err(|faults| Error::new(Kind::Config, faults.to_string()))?;
-    let _broker = start_broker(&out, port)?;
-    let mut subscriber = subscribe(port)?;
+    let _guard = EndOnDrop(children.clone());
+    start_broker(children, &out, port)?;
+    let lines = subscribe(children, port)?;
     let metrics = Metrics::new();
     let screen = Screen::new(metrics.clone());
-    println!("palisade looks at {}; broker on 127.0.0.1:{port}; configuration {}", samples.join("street.mp4").display(), file.display());
-    let lines = subscriber.0.stdout.take().ok_or_else(|| Error::new(Kind::Internal, "the subscriber has no output"))?;
+    let (clip, file) = (samples.join("street.mp4"), file.display());
+    oneshot::print(&format!("palisade looks at {}; broker on 127.0.0.1:{port}; configuration {file}", clip.display()))?;
     let shown = screen.clone();
     let reader = thread::spawn("demo-lines", move || {
         BufReader::new(lines).lines().map_while(|line| line.ok()).for_each(|line| shown.message(&line))
@@ -49,11 +51,10 @@ pub fn run(samples: &Path, out: PathBuf, shutdown: &Shutdown) -> Result<()> {
     let ended = app::run(config, shutdown, &metrics);
     // The last messages are on their way from the broker; its `offline` comes after all of them.
     screen.wait_for_offline(Duration::from_secs(3));
-    drop(subscriber);
+    children.end();
     drop(reader);
     ended?;
-    screen.summary(&video, &out);
-    Ok(())
+    screen.summary(&video, &out)
 }
 
 fn write_config(samples: &Path, out: &Path, port: u16) -> Result<PathBuf> {
@@ -81,32 +82,57 @@ fn free_port() -> Result<u16> {
     Ok(bound.context(Kind::Io, || "no port is free on loopback")?.port())
 }
 
-/// A child process that does not outlive the demo.
-struct Running(Child);
+/// The broker and the subscriber. They stand in process groups of their own, so that Ctrl-C reaches the daemon alone and
+/// the broker still hears its goodbye.
+#[derive(Clone, Default)]
+pub struct Children(Arc<Mutex<Vec<Child>>>);
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
+impl Children {
+    /// Ends all of them.
+    pub fn end(&self) {
+        for mut child in self.lock().drain(..) {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Child>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(&self, program: &str, command: &mut Command) -> Result<Option<ChildStdout>> {
+        let missing =
+            || format!("{program} cannot be started; install it with: sudo apt install mosquitto mosquitto-clients (or run make demo)");
+        let mut child = command.stdin(Stdio::null()).process_group(0).spawn().context(Kind::Io, missing)?;
+        let output = child.stdout.take();
+        self.lock().push(child);
+        Ok(output)
+    }
+
+    /// How the first of them that has ended did so.
+    fn ended(&self) -> Option<ExitStatus> {
+        self.lock().iter_mut().find_map(|child| child.try_wait().ok().flatten())
     }
 }
 
-fn start(program: &str, command: &mut Command) -> Result<Running> {
-    let missing =
-        || format!("{program} cannot be started; install it with: sudo apt install mosquitto mosquitto-clients (or run make demo)");
-    command.stdin(Stdio::null()).spawn().map(Running).context(Kind::Io, missing)
+struct EndOnDrop(Children);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
-fn start_broker(out: &Path, port: u16) -> Result<Running> {
+fn start_broker(children: &Children, out: &Path, port: u16) -> Result<()> {
     let file = out.join("mosquitto.conf");
     let text = format!("listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n");
     fs::write(&file, text).context(Kind::Io, || format!("{} cannot be written", file.display()))?;
     // Debian keeps the broker out of an ordinary user's PATH.
     let program = if Path::new("/usr/sbin/mosquitto").exists() { "/usr/sbin/mosquitto" } else { "mosquitto" };
-    let mut broker = start("mosquitto", Command::new(program).arg("-c").arg(&file).stdout(Stdio::null()).stderr(Stdio::null()))?;
+    children.start("mosquitto", Command::new(program).arg("-c").arg(&file).stdout(Stdio::null()).stderr(Stdio::null()))?;
     let deadline = Instant::now() + Duration::from_secs(10);
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        if let Ok(Some(status)) = broker.0.try_wait() {
+        if let Some(status) = children.ended() {
             return Err(Error::new(
                 Kind::Io,
                 format!("mosquitto ended at once with {status}; see what `{program} -c {}` says", file.display()),
@@ -117,14 +143,15 @@ fn start_broker(out: &Path, port: u16) -> Result<Running> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Ok(broker)
+    Ok(())
 }
 
-fn subscribe(port: u16) -> Result<Running> {
+fn subscribe(children: &Children, port: u16) -> Result<ChildStdout> {
     let topics = ["-t", "palisade/status", "-t", "palisade/+/detections"];
     let mut command = Command::new("mosquitto_sub");
     command.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-q", "1", "-F", "%t %p"]).args(topics);
-    start("mosquitto_sub", command.stdout(Stdio::piped()))
+    let output = children.start("mosquitto_sub", command.stdout(Stdio::piped()))?;
+    output.ok_or_else(|| Error::new(Kind::Internal, "the subscriber has no output"))
 }
 
 /// What is shown: a line a message, a progress line below, the summary at the end.
@@ -183,7 +210,8 @@ impl Screen {
     }
 
     fn line(&self, text: &str) {
-        self.progress.suspend(|| println!("{text}"));
+        // A reader that went away does not stop the demo; the summary will say so.
+        self.progress.suspend(|| oneshot::print(text)).ok();
         let count = |name| self.metrics.counter(name, CAMERA).get();
         let seconds = self.begin.elapsed().as_secs();
         self.progress.set_message(format!("{seconds} s   {} frames seen, {} looked at", count("frames_in"), count("frames_analysed")));
@@ -197,7 +225,7 @@ impl Screen {
         }
     }
 
-    fn summary(&self, video: &Path, out: &Path) {
+    fn summary(&self, video: &Path, out: &Path) -> Result<()> {
         self.progress.finish_and_clear();
         let count = |name| self.metrics.counter(name, CAMERA).get();
         let heard = self.heard();
@@ -208,20 +236,21 @@ impl Screen {
             format!("p50 {}, p90 {}, p99 {}", at(0.5), at(0.9), at(0.99))
         };
         let bold = |text: &str| if std::io::stdout().is_terminal() { format!("\u{1b}[1m{text}\u{1b}[0m") } else { text.to_owned() };
-        println!("{}", bold("summary"));
-        println!(
-            "  frames      {} seen, {} sampled, {} analysed, {} replaced by a newer one",
-            count("frames_in"),
-            count("frames_sampled"),
-            count("frames_analysed"),
-            count("frames_dropped")
-        );
-        println!("  objects     {}", if objects.is_empty() { "none".to_owned() } else { objects.join(", ") });
-        println!("  MQTT        {} detection messages reached the subscriber", heard.messages);
-        println!("  model       {}", percentiles("inference"));
-        println!("  in all      {} (from decoder to answer)", percentiles("total"));
-        println!("  video       {} (annotated; play it with any player)", video.display());
-        println!("  pictures    {}", out.join("snapshots").join(CAMERA).display());
+        let (seen, sampled, analysed) = (count("frames_in"), count("frames_sampled"), count("frames_analysed"));
+        let lines = [
+            bold("summary"),
+            format!(
+                "  frames      {seen} seen, {sampled} sampled, {analysed} analysed, {} replaced by a newer one",
+                count("frames_dropped")
+            ),
+            format!("  objects     {}", if objects.is_empty() { "none".to_owned() } else { objects.join(", ") }),
+            format!("  MQTT        {} detection messages reached the subscriber", heard.messages),
+            format!("  model       {}", percentiles("inference")),
+            format!("  in all      {} (from decoder to answer)", percentiles("total")),
+            format!("  video       {} (annotated; play it with any player)", video.display()),
+            format!("  pictures    {}", out.join("snapshots").join(CAMERA).display()),
+        ];
+        oneshot::print(&lines.join("\n"))
     }
 }
 

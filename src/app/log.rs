@@ -38,9 +38,12 @@ pub fn start(config: &LogConfig) -> Result<()> {
     tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().context(Kind::Internal, || "the log runs already")
 }
 
-/// Whether standard error is connected to the journal: the service manager then sets this variable.
+/// Whether standard error is connected to the journal. The service manager then names the stream's device and inode in
+/// this variable; but everything below a service inherits it, redirected or not, so both are compared.
 fn under_journal() -> bool {
-    std::env::var_os("JOURNAL_STREAM").is_some() && !std::io::stderr().is_terminal()
+    use std::os::unix::fs::MetadataExt;
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    std::fs::metadata("/proc/self/fd/2").is_ok_and(|error| stream == format!("{}:{}", error.dev(), error.ino()))
 }
 
 /// UTC with milliseconds, as in every payload.

@@ -1,5 +1,6 @@
 //! One picture through the model and no daemon: `detect` for people and scripts, `probe` for comparing implementations.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,10 +11,9 @@ use serde_json::{Value, json};
 
 use crate::annotate::Annotator;
 use crate::base::error::{Context, Error, Kind, Result};
-use crate::config::{Device, Dtype, ModelSource, is_hub_id};
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma, Session};
 use crate::mqtt::payload;
-use crate::types::{Answer, Prompt};
+use crate::types::{Answer, Device, Dtype, ModelSource, Prompt};
 
 /// The largest picture read: 8192 pixels either way.
 const MAX_SIDE: u32 = 8192;
@@ -49,11 +49,8 @@ pub fn model_source(text: &str) -> Result<ModelSource> {
     if Path::new(text).is_dir() {
         return Ok(ModelSource::Folder(text.into()));
     }
-    let (id, revision) = text.split_once('@').map_or((text, None), |(id, revision)| (id, Some(revision.to_owned())));
-    if is_hub_id(id) && revision.as_deref() != Some("") {
-        return Ok(ModelSource::Hub { id: id.to_owned(), revision });
-    }
-    Err(Error::new(Kind::Input, format!("model {text:?} is neither a folder here nor of the form owner/name[@revision]")))
+    ModelSource::from_hub_name(text)
+        .map_err(|_| Error::new(Kind::Input, format!("model {text:?} is neither a folder here nor of the form owner/name[@revision]")))
 }
 
 /// Looks at each picture. One that fails is told on standard error and does not stop the others; returns how many did.
@@ -62,20 +59,23 @@ pub fn model_source(text: &str) -> Result<ModelSource> {
 /// When the model cannot be loaded, or the output cannot be written.
 pub fn detect(args: &DetectArgs) -> Result<usize> {
     let several = args.images.len() > 1;
+    if let Some(file) = args.annotate.as_ref().filter(|_| !several)
+        && image::ImageFormat::from_path(file).is_err()
+    {
+        return Err(Error::new(Kind::Input, format!("--annotate {}: must end in .png, .jpg, .webp, .gif or .bmp", file.display())));
+    }
     if let Some(folder) = args.annotate.as_ref().filter(|_| several) {
         std::fs::create_dir_all(folder)
             .context(Kind::Io, || format!("--annotate {} cannot be made a folder for several pictures", folder.display()))?;
     }
     let model = load(&args.model, args.device, args.dtype)?;
-    let mut looker = Looker { session: model.session(), annotator: Annotator::new()?, model: model.name(), args, several };
+    let mut looker =
+        Looker { session: model.session(), annotator: Annotator::new()?, model: model.name(), args, drawn: BTreeSet::new(), several };
     let mut failed = 0;
     for image in &args.images {
-        match looker.look(image) {
-            Ok(text) => print(&text)?,
-            Err(error) => {
-                failed += 1;
-                eprintln!("palisade: {}", error.chain());
-            }
+        if let Err(error) = looker.look(image) {
+            failed += 1;
+            eprintln!("palisade: {}", error.chain());
         }
     }
     Ok(failed)
@@ -86,30 +86,41 @@ struct Looker<'a> {
     annotator: Annotator,
     model: &'a str,
     args: &'a DetectArgs,
+    /// Names of annotated pictures: two pictures of one name must not become one file.
+    drawn: BTreeSet<String>,
     several: bool,
 }
 
 impl Looker<'_> {
-    fn look(&mut self, path: &Path) -> Result<String> {
+    /// Prints the answer, then draws: an answer is not lost because its picture cannot be written.
+    fn look(&mut self, path: &Path) -> Result<()> {
         let image = read_image(path)?;
         let limits = Limits { max_new_tokens: self.args.max_new_tokens, min_score: 0.0, suppress: Vec::new() };
         let begin = Instant::now();
         let answer = self.session.answer(&image, self.args.prompt.text(), &limits).context(Kind::Input, || path.display().to_string())?;
         let millis = begin.elapsed().as_secs_f64() * 1000.0;
-        self.annotate(path, &image, &answer)?;
-        if self.args.json {
-            return Ok(self.as_json(path, &image, &answer, millis).to_string());
-        }
-        Ok(as_text(path, &image, &answer, millis))
+        let text =
+            if self.args.json { self.as_json(path, &image, &answer, millis).to_string() } else { as_text(path, &image, &answer, millis) };
+        print(&text)?;
+        self.annotate(path, &image, &answer)
     }
 
-    fn annotate(&self, path: &Path, image: &RgbImage, answer: &Answer) -> Result<()> {
+    fn annotate(&mut self, path: &Path, image: &RgbImage, answer: &Answer) -> Result<()> {
         let Some(target) = &self.args.annotate else { return Ok(()) };
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let target = if self.several { target.join(format!("{name}.png")) } else { target.clone() };
+        let target = if self.several { target.join(self.free_name(path)) } else { target.clone() };
         let caption = format!("{name}   {}", self.args.prompt.text());
         let drawn = self.annotator.draw(image, &answer.detections, &caption);
         drawn.save(&target).context(Kind::Io, || format!("annotated picture {} cannot be written", target.display()))
+    }
+
+    /// `NAME.png`, or `NAME-2.png` and so on where an earlier picture has that name.
+    fn free_name(&mut self, path: &Path) -> String {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let names = std::iter::once(format!("{stem}.png")).chain((2..).map(|number| format!("{stem}-{number}.png")));
+        let free = names.into_iter().find(|name| !self.drawn.contains(name)).unwrap_or_default();
+        self.drawn.insert(free.clone());
+        free
     }
 
     fn as_json(&self, path: &Path, image: &RgbImage, answer: &Answer, millis: f64) -> Value {
@@ -236,8 +247,11 @@ pub fn read_image(path: &Path) -> Result<RgbImage> {
     Ok(image.to_rgb8())
 }
 
-/// One line to standard output; a reader that went away is an error like any other, not a panic.
-fn print(line: &str) -> Result<()> {
+/// Text and a line's end to standard output; a reader that went away is an error like any other, not a panic.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn print(line: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).context(Kind::Io, || "standard output cannot be written")
 }

@@ -2,6 +2,7 @@
 //! camera's ticket back.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,12 +18,13 @@ use crate::sink::{Fanout, Picture};
 use crate::types::{CameraId, Looked};
 
 /// How long sinks may take to finish their files, once told.
-const SINKS: Duration = Duration::from_secs(5);
+const SINKS: Duration = Duration::from_secs(4);
 
 /// The running thread.
 pub(super) struct Results {
-    thread: Thread,
+    /// Before the thread: dropped without `finish`, it must let go of the thread that is then joined.
     cut: Sender<()>,
+    thread: Thread,
 }
 
 impl Results {
@@ -43,12 +45,21 @@ impl Results {
                         Ok(one) => step.step(one),
                         Err(_) => break,
                     },
-                    recv(until) -> _ => break,
+                    recv(until) -> _ => {
+                        // What is answered already is not lost.
+                        found.try_iter().for_each(|one| step.step(one));
+                        break;
+                    }
                 }
             }
             step.fanout.finish(Instant::now() + SINKS);
         })?;
-        Ok(Self { thread, cut })
+        Ok(Self { cut, thread })
+    }
+
+    /// Whether the thread has ended.
+    pub(super) fn is_finished(&self) -> bool {
+        self.thread.is_finished()
     }
 
     /// Takes no more answers (those of a worker left behind would come too late) and waits for the sinks.
@@ -69,7 +80,16 @@ struct Step {
 }
 
 impl Step {
+    /// One answer; a panic in what is done with it costs this frame only.
     fn step(&mut self, found: Found) {
+        let camera = found.job.frame.camera.clone();
+        if catch_unwind(AssertUnwindSafe(|| self.deal(found))).is_err() {
+            self.metrics.counter("frames_failed", camera.as_str()).add();
+            tracing::error!(%camera, "an answer could not be dealt with: a panic; this is a defect, please report it");
+        }
+    }
+
+    fn deal(&mut self, found: Found) {
         let Found { job: Job { frame, prompt }, answer, queued, inference, ticket } = found;
         let seq = self.seqs.entry(frame.camera.clone()).or_default();
         *seq += 1;

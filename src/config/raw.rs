@@ -1,6 +1,7 @@
 //! From the file's text to the checked configuration; every rule about a key stands here, beside the key.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,36 +11,40 @@ use crate::base::redact::SecretString;
 use crate::config::reader::{At, Document, Fault, Section};
 use crate::config::uri::{self, Located};
 use crate::config::{
-    CameraConfig, Config, CustomConfig, Decode, Device, Dtype, FileConfig, LogConfig, LogFormat, ModelConfig, ModelSource, MqttConfig,
-    OutputConfig, RtspConfig, SnapshotConfig, TlsConfig,
+    CameraConfig, Checks, Config, CustomConfig, Decode, Device, Dtype, FileConfig, LogConfig, LogFormat, ModelConfig, ModelSource,
+    MqttConfig, OutputConfig, RtspConfig, SnapshotConfig, TlsConfig,
 };
 use crate::types::{CameraId, Prompt};
 
 const DAY: f64 = 86_400.0;
 
-/// What the checks ask of the world outside the file; a parameter, so that tests need not touch the process's own.
+/// Reads an environment variable; a parameter, so that tests need not touch the process's own.
+type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
+
+/// What the checks ask of the world outside the file.
 #[derive(Clone, Copy)]
-pub(super) struct Outside<'o> {
-    /// Reads an environment variable.
-    pub env: &'o dyn Fn(&str) -> Option<String>,
-    /// Judges a `gst-launch` fragment.
-    pub check_fragment: &'o dyn Fn(&str) -> Result<(), String>,
+struct Outside<'o> {
+    env: Env<'o>,
+    checks: &'o Checks<'o>,
 }
 
 /// Checks the whole text.
 ///
 /// # Errors
 /// Every fault found, in order of line.
-pub(super) fn parse(text: &str, outside: &Outside<'_>) -> Result<Config, Vec<Fault>> {
+pub(super) fn parse(text: &str, env: Env<'_>, checks: &Checks<'_>) -> Result<Config, Vec<Fault>> {
+    let outside = &Outside { env, checks };
     let document = Document::new(text);
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         document.syntax(error.span().map_or(0, |span| span.start), error.message());
     }
     let mut root = Section::root(&document, &table);
-    let model = model(root.section("model"));
-    let cameras = cameras(&mut root, outside);
-    let output = output(root.section("output"), cameras.len(), outside);
+    let model = model(root.section("model"), outside);
+    let written = root.sections("camera");
+    let several = written.len() > 1;
+    let cameras = cameras(&root, written, outside);
+    let output = output(root.section("output"), several, outside);
     let config = Config { model, cameras, output, mqtt: mqtt(root.section("mqtt"), outside), log: log(root.section("log")) };
     root.finish();
     match document.into_faults() {
@@ -48,7 +53,7 @@ pub(super) fn parse(text: &str, outside: &Outside<'_>) -> Result<Config, Vec<Fau
     }
 }
 
-fn model(mut section: Section<'_, '_>) -> ModelConfig {
+fn model(mut section: Section<'_, '_>, outside: &Outside<'_>) -> ModelConfig {
     let id = section.text("id");
     let path = section.text("path");
     let revision = section.text("revision");
@@ -80,7 +85,7 @@ fn model(mut section: Section<'_, '_>) -> ModelConfig {
     };
     let config = ModelConfig {
         source,
-        device: device(&mut section),
+        device: device(&mut section, outside),
         dtype: section.choice("dtype", &Dtype::NAMES, Dtype::Auto),
         max_new_tokens: section.integer("max_new_tokens", 1..=1024, 100) as usize,
         workers: section.integer("workers", 1..=64, 1) as usize,
@@ -91,29 +96,20 @@ fn model(mut section: Section<'_, '_>) -> ModelConfig {
 }
 
 fn hub_source(section: &Section<'_, '_>, id: At<String>, revision: Option<At<String>>) -> ModelSource {
-    let (name, at) = match id.value.split_once('@') {
-        Some((name, revision)) => (name.to_owned(), Some(revision.to_owned())),
-        None => (id.value.clone(), None),
+    let named = match &revision {
+        Some(revision) => ModelSource::hub(&id.value, Some(&revision.value)),
+        None => ModelSource::from_hub_name(&id.value),
     };
-    if !is_hub_id(&name) {
-        section.fault("id", id.offset, &format!("is {:?}; must be owner/name as on the hub; a folder goes into path", id.value));
-    }
-    ModelSource::Hub { id: name, revision: revision.map(|revision| revision.value).or(at) }
+    named.unwrap_or_else(|error| {
+        section.fault("id", id.offset, &format!("is refused: {error}; a folder goes into path"));
+        ModelSource::Folder(PathBuf::new())
+    })
 }
 
-/// Whether a text has the form `owner/name` of a hub repository.
-pub fn is_hub_id(text: &str) -> bool {
-    let part = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with(['.', '-'])
-            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
-    };
-    text.split_once('/').is_some_and(|(owner, name)| part(owner) && part(name))
-}
-
-fn device(section: &mut Section<'_, '_>) -> Device {
+fn device(section: &mut Section<'_, '_>, outside: &Outside<'_>) -> Device {
     let Some(text) = section.text("device") else { return Device::Auto };
-    match text.value.parse() {
+    let found = text.value.parse().and_then(|device| (outside.checks.device)(device).map(|()| device));
+    match found {
         Ok(device) => device,
         Err(message) => {
             section.fault("device", text.offset, &message);
@@ -122,17 +118,29 @@ fn device(section: &mut Section<'_, '_>) -> Device {
     }
 }
 
-fn cameras(root: &mut Section<'_, '_>, outside: &Outside<'_>) -> Vec<CameraConfig> {
-    let sections = root.sections("camera");
-    if sections.is_empty() {
+fn cameras(root: &Section<'_, '_>, sections: Vec<Section<'_, '_>>, outside: &Outside<'_>) -> Vec<CameraConfig> {
+    let written = sections.len();
+    if written == 0 {
         root.missing("camera", "at least one [[camera]] with id, uri and prompt");
     }
-    let mut ids = BTreeSet::new();
-    sections.into_iter().filter_map(|section| camera(section, &mut ids, outside)).collect()
+    let mut known = Known::default();
+    let cameras: Vec<CameraConfig> = sections.into_iter().filter_map(|section| camera(section, &mut known, outside)).collect();
+    if cameras.len() == written && written > 0 && cameras.iter().all(|camera| !camera.enabled) {
+        root.fault("camera", 0, "has only disabled ones; must have at least one with enabled = true");
+    }
+    cameras
 }
 
-fn camera(mut section: Section<'_, '_>, ids: &mut BTreeSet<CameraId>, outside: &Outside<'_>) -> Option<CameraConfig> {
-    let id = camera_id(&mut section, ids);
+/// What must differ between cameras.
+#[derive(Default)]
+struct Known {
+    ids: BTreeSet<CameraId>,
+    /// Environment variables that passwords were taken from.
+    variables: BTreeSet<String>,
+}
+
+fn camera(mut section: Section<'_, '_>, known: &mut Known, outside: &Outside<'_>) -> Option<CameraConfig> {
+    let id = camera_id(&mut section, &mut known.ids);
     let location = location(&mut section);
     let prompt = prompt(&mut section);
     let interval = Duration::from_secs_f64(section.number("interval", 0.01..=DAY, 1.0));
@@ -149,7 +157,13 @@ fn camera(mut section: Section<'_, '_>, ids: &mut BTreeSet<CameraId>, outside: &
     let enabled = section.flag("enabled", true).value;
     let username = section.text("username").map(|text| text.value);
     let variable = id.as_ref().map(|id| format!("PALISADE_CAMERA_{}_PASSWORD", id.as_str().to_uppercase().replace('-', "_")));
+    let from_file = section.holds("password_file");
     let password = password(&mut section, variable.as_deref(), outside);
+    if let Some(variable) = variable.filter(|_| password.is_some() && !from_file)
+        && !known.variables.insert(variable.clone())
+    {
+        section.fault("id", section.offset(), &format!("shares the variable {variable} with another camera; must have a password_file"));
+    }
     if let Some(located) = &location
         && looped.value
         && !located.uri.starts_with("file:")
@@ -177,11 +191,10 @@ fn camera_id(section: &mut Section<'_, '_>, ids: &mut BTreeSet<CameraId>) -> Opt
         return None;
     };
     match CameraId::new(&text.value) {
-        Ok(id) => {
-            if !ids.insert(id.clone()) {
-                section.fault("id", text.offset, &format!("is {:?} once more; each camera needs its own", text.value));
-            }
-            Some(id)
+        Ok(id) if ids.insert(id.clone()) => Some(id),
+        Ok(_) => {
+            section.fault("id", text.offset, &format!("is {:?} once more; each camera needs its own", text.value));
+            None
         }
         Err(error) => {
             section.fault("id", text.offset, &format!("is wrong: {error}"));
@@ -233,7 +246,10 @@ fn password(section: &mut Section<'_, '_>, variable: Option<&str>, outside: &Out
             "is refused: secrets do not belong in this file; put it into a file of its own and name that in password_file",
         );
     }
-    let Some(file) = section.text("password_file") else { return variable.and_then(outside.env).map(SecretString::from) };
+    let Some(file) = section.text("password_file") else {
+        let value = variable.and_then(outside.env).map(|value| value.trim_end_matches(['\r', '\n']).to_owned());
+        return value.filter(|value| !value.is_empty()).map(SecretString::from);
+    };
     match std::fs::read_to_string(&file.value) {
         Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
             section.fault("password_file", file.offset, &format!("{} is empty; must hold the password", file.value));
@@ -247,11 +263,11 @@ fn password(section: &mut Section<'_, '_>, variable: Option<&str>, outside: &Out
     }
 }
 
-fn output(mut section: Section<'_, '_>, cameras: usize, outside: &Outside<'_>) -> OutputConfig {
+fn output(mut section: Section<'_, '_>, several: bool, outside: &Outside<'_>) -> OutputConfig {
     let custom = section.sections("custom").into_iter().filter_map(|section| custom(section, outside)).collect();
     let output = OutputConfig {
         snapshots: snapshots(section.section("snapshots")),
-        file: file(section.section("file"), cameras),
+        file: file(section.section("file"), several),
         rtsp: rtsp(section.section("rtsp")),
         custom,
     };
@@ -281,7 +297,7 @@ fn snapshots(mut section: Section<'_, '_>) -> Option<SnapshotConfig> {
     Some(SnapshotConfig { dir: dir?.value.into(), keep, keep_for })
 }
 
-fn file(mut section: Section<'_, '_>, cameras: usize) -> Option<FileConfig> {
+fn file(mut section: Section<'_, '_>, several: bool) -> Option<FileConfig> {
     section.exists().then_some(())?;
     let path = required(&mut section, "path", "a file name such as \"out/{camera}.mp4\"");
     if let Some(path) = &path
@@ -290,7 +306,7 @@ fn file(mut section: Section<'_, '_>, cameras: usize) -> Option<FileConfig> {
         section.fault("path", path.offset, &format!("is {:?}; must end in .mp4", path.value));
     }
     if let Some(path) = &path
-        && cameras > 1
+        && several
         && !path.value.contains("{camera}")
     {
         section.fault("path", path.offset, "lacks {camera}; several cameras cannot share one file");
@@ -318,7 +334,7 @@ fn rtsp(mut section: Section<'_, '_>) -> Option<RtspConfig> {
 fn custom(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<CustomConfig> {
     let pipeline = required(&mut section, "pipeline", "a gst-launch fragment that ends in a sink");
     if let Some(pipeline) = &pipeline
-        && let Err(why) = (outside.check_fragment)(&pipeline.value)
+        && let Err(why) = (outside.checks.fragment)(&pipeline.value)
     {
         section.fault("pipeline", pipeline.offset, &format!("is no gst-launch fragment: {why}"));
     }
@@ -328,20 +344,30 @@ fn custom(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<CustomC
 
 fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfig> {
     section.exists().then_some(())?;
-    let host = required(&mut section, "host", "the broker's name or address");
+    let host = required(&mut section, "host", "the broker's name or address").filter(|host| {
+        let address = host.value.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok();
+        let name = address || host.value.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_'));
+        if !name {
+            // The value may be a URI with credentials, so it is not repeated.
+            section.fault(
+                "host",
+                host.offset,
+                "is no name or address; must be one alone, with port, username and tls in keys of their own",
+            );
+        }
+        name
+    });
     let port = port(&mut section);
     let username = section.text("username").map(|text| text.value);
     let password = password(&mut section, Some("PALISADE_MQTT_PASSWORD"), outside);
     let topic_prefix = topic_prefix(&mut section);
     let qos = section.integer("qos", 0..=2, 1) as u8;
-    let encrypted = section.flag("tls", false);
+    let encrypted = section.flag("tls", false).value;
     let ca_file = section.text("ca_file");
-    if let Some(file) = &ca_file {
-        if !encrypted.value {
-            section.fault("ca_file", file.offset, "has no meaning while mqtt.tls is false; set tls = true to encrypt");
-        } else if let Err(error) = std::fs::File::open(&file.value) {
-            section.fault("ca_file", file.offset, &format!("{} cannot be read: {error}", file.value));
-        }
+    let tls = encrypted.then(|| TlsConfig { ca_file: ca_file.as_ref().map(|file| file.value.clone().into()) });
+    if let Some(Err(why)) = tls.as_ref().map(outside.checks.tls) {
+        let (key, offset) = ca_file.map_or(("tls", section.offset()), |file| ("ca_file", file.offset));
+        section.fault(key, offset, &format!("cannot be used: {why}"));
     }
     let control = section.flag("control", false);
     if control.value {
@@ -352,12 +378,12 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
     section.finish();
     Some(MqttConfig {
         host: host?.value,
-        port: port.unwrap_or(if encrypted.value { 8883 } else { 1883 }),
+        port: port.unwrap_or(if encrypted { 8883 } else { 1883 }),
         username,
         password,
         topic_prefix: topic_prefix?,
         qos,
-        tls: encrypted.value.then(|| TlsConfig { ca_file: ca_file.map(|file| file.value.into()) }),
+        tls,
         client_id: client_id.unwrap_or_else(|| format!("palisade-{}", uuid::Uuid::new_v4().simple())),
     })
 }

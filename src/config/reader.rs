@@ -86,6 +86,11 @@ impl<'d, 'a> Section<'d, 'a> {
         Self { document, table: Some(table.get_ref()), path: String::new(), offset: 0, known: BTreeSet::new() }
     }
 
+    /// Where the table begins.
+    pub(super) fn offset(&self) -> usize {
+        self.offset
+    }
+
     /// The dotted path of one of this table's keys.
     pub(super) fn path(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }

@@ -23,7 +23,14 @@ pub(super) struct Located {
 /// # Errors
 /// A sentence that goes on after the key path, without the credentials.
 pub(super) fn locate(text: &str) -> Result<Located, String> {
-    let Some((scheme, rest)) = text.split_once("://") else { return file(text) };
+    let Some((scheme, rest)) = text.split_once("://") else {
+        // A mistyped scheme must not become a file name that is then told to everybody, its password included.
+        let first = text.split('/').next().unwrap_or_default();
+        if first.contains([':', '@']) {
+            return Err("is neither a path nor a URI; must be scheme://host/path, or ./path for a file".to_owned());
+        }
+        return file(text);
+    };
     match scheme {
         "file" => file(&percent_decode(rest.strip_prefix("localhost").filter(|path| path.starts_with('/')).unwrap_or(rest))),
         "v4l2" if rest.starts_with("/dev/") => Ok(Located { uri: text.to_owned(), username: None, password: None }),
@@ -42,11 +49,7 @@ fn file(path: &str) -> Result<Located, String> {
 }
 
 fn network(scheme: &str, rest: &str) -> Result<Located, String> {
-    // Passwords are typed unescaped into cameras' URIs, `/` and `@` among them: the last `@` before a host ends them.
-    let (credentials, host) = match rest.rsplit_once('@') {
-        Some((credentials, host)) => (Some(credentials), host),
-        None => (None, rest),
-    };
+    let (credentials, host) = split_credentials(rest);
     let authority = host.split(['/', '?', '#']).next().unwrap_or_default();
     let (name, port) = match authority.strip_prefix('[').and_then(|v6| v6.split_once(']')) {
         Some((name, port)) => (name, port.strip_prefix(':')),
@@ -67,6 +70,19 @@ fn network(scheme: &str, rest: &str) -> Result<Located, String> {
     Ok(Located { uri, username, password })
 }
 
+/// Credentials, if any, and the rest from the host on. Passwords are typed unescaped into cameras' URIs, `/` and `@`
+/// among them, so the last `@` ends them; but where a whole `host` or `host:port` comes before the first `/`, an `@`
+/// further on belongs to the path.
+fn split_credentials(rest: &str) -> (Option<&str>, &str) {
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let port = authority.rsplit_once(':').map(|(_, port)| port);
+    let whole = !authority.contains('@') && port.is_none_or(|port| port.ends_with(']') || port.parse::<u16>().is_ok());
+    match rest.rsplit_once('@') {
+        Some((credentials, host)) if !whole => (Some(credentials), host),
+        _ => (None, rest),
+    }
+}
+
 fn percent_decode(text: &str) -> String {
     percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
@@ -82,6 +98,9 @@ mod tests {
         assert_eq!(located.uri, "rtsp://10.0.0.2:554/h264?ch=1");
         assert_eq!(located.username.as_deref(), Some("admin"));
         assert_eq!(located.password.unwrap().expose_secret(), "p@ss/w@rd");
+        let located = locate("http://cam.lan/snap?mail=a@b.com").unwrap();
+        assert_eq!((located.uri.as_str(), located.username), ("http://cam.lan/snap?mail=a@b.com", None));
+        assert_eq!(locate("rtsp://cam:554/a@b").unwrap().uri, "rtsp://cam:554/a@b");
         assert!(locate("rtsp://cam/main").unwrap().username.is_none());
         assert_eq!(locate("rtsp://[::1]:8554/a").unwrap().uri, "rtsp://[::1]:8554/a");
     }
@@ -98,7 +117,17 @@ mod tests {
 
     #[test]
     fn what_cannot_be_opened_is_refused() {
-        for bad in ["ftp://a/b", "rtsp://", "rtsp:///path", "rtsp://cam:0/x", "rtsp://cam:99999/", "v4l2://video0", ""] {
+        for bad in [
+            "ftp://a/b",
+            "rtsp://",
+            "rtsp:///path",
+            "rtsp://cam:0/x",
+            "rtsp://cam:99999/",
+            "v4l2://video0",
+            "",
+            "rtsp:/admin:pw@cam/x",
+            "admin:pw@cam/x",
+        ] {
             assert!(locate(bad).is_err(), "{bad}");
         }
         let refused = locate("rtsp://admin:s3cr3t@cam:99999/").unwrap_err();

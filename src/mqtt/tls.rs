@@ -17,8 +17,8 @@ pub fn transport(config: &TlsConfig) -> Result<Transport> {
     builder.min_protocol_version(Some(Protocol::Tlsv12));
     if let Some(path) = &config.ca_file {
         let name = path.display();
-        let pem = std::fs::read(path).context(Kind::Config, || format!("mqtt.ca_file {name} cannot be read"))?;
-        let unusable = || format!("mqtt.ca_file {name} is no certificate; must be a PEM file with one or more CA certificates");
+        let pem = std::fs::read(path).context(Kind::Config, || format!("{name} cannot be read"))?;
+        let unusable = || format!("{name} is no certificate; must be a PEM file with one or more CA certificates");
         let certificates = Certificate::stack_from_pem(&pem).context(Kind::Config, unusable)?;
         if certificates.is_empty() {
             return Err(Error::new(Kind::Config, unusable()));
@@ -43,7 +43,7 @@ mod tests {
     #[test]
     fn a_ca_file_that_is_missing_or_no_certificate_is_fatal() {
         let missing = transport(&TlsConfig { ca_file: Some(PathBuf::from("/nowhere/ca.pem")) }).err().unwrap();
-        assert!(missing.chain().starts_with("mqtt.ca_file /nowhere/ca.pem cannot be read: "), "{}", missing.chain());
+        assert!(missing.chain().starts_with("/nowhere/ca.pem cannot be read: "), "{}", missing.chain());
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ca.pem");
         for garbage in ["", "garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {

@@ -1,10 +1,11 @@
 //! One thread and one bounded queue per sink.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 
-use crate::base::error::Result;
+use crate::base::error::{Error, Kind, Result};
 use crate::base::metrics::{Counter, Metrics};
 use crate::base::thread::{self, Thread};
 use crate::sink::{Picture, Sink};
@@ -93,7 +94,9 @@ fn serve(mut sink: Box<dyn Sink>, pictures: &Receiver<Picture>, counters: &Count
             }
             Err(RecvTimeoutError::Disconnected) => break,
         };
-        match sink.write(&picture) {
+        // A panic in a sink is a failed picture like any other.
+        let panicked = |_| Err(Error::new(Kind::Internal, "the sink panicked; this is a defect, please report it"));
+        match catch_unwind(AssertUnwindSafe(|| sink.write(&picture))).unwrap_or_else(panicked) {
             Ok(()) => counters.written.add(),
             Err(error) => {
                 counters.failed.add();
@@ -117,7 +120,6 @@ mod tests {
 
     use super::*;
     use crate::base::clock::Utc;
-    use crate::base::error::{Error, Kind};
     use crate::types::CameraId;
 
     /// Waits for a token before each write; reports what it saw.

@@ -47,26 +47,10 @@ impl Location {
     }
 }
 
-/// Undoes percent-encoding; a `%` without two hexadecimal digits stays as it is.
+/// Undoes percent-encoding. File names are bytes, whatever they encode.
 fn decode_percent(text: &str) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
-    let bytes = text.as_bytes();
-    let digit = |at: usize| bytes.get(at).and_then(|&b| char::from(b).to_digit(16));
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        match (bytes[at], digit(at + 1), digit(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                decoded.push((high * 16 + low) as u8);
-                at += 3;
-            }
-            (byte, _, _) => {
-                decoded.push(byte);
-                at += 1;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(decoded))
+    PathBuf::from(std::ffi::OsString::from_vec(percent_encoding::percent_decode_str(text).collect()))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::config::{CameraConfig, Decode};
 use crate::source::fault::Interpreter;
 use crate::source::location::Location;
 use crate::source::tap::{Board, Counters, Outlets, Tap, Tell};
-use crate::source::watch::{END_OF_FILE, Ended, Fault, Health, Next, Policy, Rate, Retry, Watch};
+use crate::source::watch::{END_OF_FILE, Ended, Fault, Health, Next, Policy, Rate, RateNews, Retry, Watch};
 use crate::source::{Hooks, Limits, pipeline, tap};
 use crate::types::{CameraState, CameraStatus};
 
@@ -152,6 +152,7 @@ impl Supervisor {
         };
         let refused = pipeline.set_state(gstreamer::State::Playing).is_err();
         let mut listener = Listener { interpreter: &self.interpreter, missing: None, warning: None };
+        let mut news = RateNews::default();
         let wanted = [MessageType::Error, MessageType::Eos, MessageType::Element, MessageType::Warning];
         loop {
             let message = bus.timed_pop_filtered(POLL, &wanted);
@@ -180,7 +181,11 @@ impl Supervisor {
                 return Ended::Lost(listener.reason().unwrap_or_else(silent));
             }
             let now = Instant::now();
-            self.herald.board.rate(self.rate.step(now, self.counters.frames_in.get()));
+            let fps = self.rate.step(now, self.counters.frames_in.get());
+            self.herald.board.rate(fps);
+            if first_frame.is_some() && news.step(now, fps) {
+                self.herald.say(self.herald.board.status());
+            }
             if let Health::Stalled(reason) = self.watch.judge(tap.started(), pulse, now) {
                 let missing = listener.missing.take();
                 return missing.map_or(Ended::Stalled(reason), |reason| Ended::Lost(Fault { reason, retry: Retry::Soon }));

@@ -93,6 +93,34 @@ impl Rate {
     }
 }
 
+/// Between the first frame and the first word about the rate: before, it is not known.
+const RATE_FIRST: Duration = Duration::from_secs(5);
+
+/// The least time between two words about the rate.
+const RATE_AGAIN: Duration = Duration::from_secs(10);
+
+/// Decides when a running camera's frame rate is told: once it is known, and when it has moved by a fifth.
+#[derive(Debug, Default)]
+pub struct RateNews {
+    running: Option<Instant>,
+    told: Option<(Instant, f64)>,
+}
+
+impl RateNews {
+    /// Whether `fps`, measured at `now`, is to be told.
+    pub fn step(&mut self, now: Instant, fps: f64) -> bool {
+        let running = *self.running.get_or_insert(now);
+        let worth = match self.told {
+            None => now.duration_since(running) >= RATE_FIRST,
+            Some((at, before)) => now.duration_since(at) >= RATE_AGAIN && (fps - before).abs() > 0.2 * before,
+        };
+        if worth {
+            self.told = Some((now, fps));
+        }
+        worth
+    }
+}
+
 /// Why a source was lost, and what trying again is worth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -253,6 +281,19 @@ mod tests {
         assert_eq!(after(camera, Ended::Stopped, 9), Next::Leave);
         let Next::Wait(delay, _) = after(camera, lost(Retry::Slowly), 0) else { panic!("no wait") };
         assert!(delay >= Limits::default().refused);
+    }
+
+    #[test]
+    fn the_rate_is_told_once_known_and_when_it_moves() {
+        let start = Instant::now();
+        let mut news = RateNews::default();
+        let mut at = |secs, fps| news.step(start + Duration::from_secs(secs), fps);
+        assert!(!at(0, 0.0) && !at(4, 24.0));
+        assert!(at(5, 25.0));
+        assert!(!at(30, 24.0), "a rate that stays is not told again");
+        assert!(at(31, 12.0));
+        assert!(!at(40, 25.0), "nor sooner than after ten seconds");
+        assert!(at(41, 25.0));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::base::error::{Error, Kind, Result};
+
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSource {
@@ -28,10 +30,44 @@ pub enum Device {
     Cuda(usize),
 }
 
+impl ModelSource {
+    /// A repository `owner/name` at a revision. Both become parts of paths and addresses, so only plain names are taken.
+    ///
+    /// # Errors
+    /// When either is no name that the hub knows.
+    pub fn hub(id: &str, revision: Option<&str>) -> Result<Self> {
+        let plain = |part: &str| {
+            let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+            !part.is_empty() && part.len() <= 96 && part.bytes().all(fits) && !part.starts_with(['.', '-']) && !part.contains("..")
+        };
+        if !id.split_once('/').is_some_and(|(owner, name)| plain(owner) && plain(name)) {
+            return Err(Error::new(
+                Kind::Config,
+                format!("{id:?} is not a hub id; must be owner/name, such as google/paligemma2-3b-mix-224"),
+            ));
+        }
+        match revision {
+            Some(revision) if !revision.split('/').all(plain) => {
+                Err(Error::new(Kind::Config, format!("{revision:?} cannot be a revision; must be a branch, tag or commit")))
+            }
+            _ => Ok(Self::Hub { id: id.to_owned(), revision: revision.map(str::to_owned) }),
+        }
+    }
+
+    /// As `hub`, from one text `owner/name[@revision]`.
+    ///
+    /// # Errors
+    /// As `hub`.
+    pub fn from_hub_name(text: &str) -> Result<Self> {
+        let (id, revision) = text.split_once('@').map_or((text, None), |(id, revision)| (id, Some(revision)));
+        Self::hub(id, revision)
+    }
+}
+
 impl FromStr for Device {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         match (text, text.strip_prefix("cuda:").map(str::parse)) {
             ("auto", _) => Ok(Self::Auto),
             ("cpu", _) => Ok(Self::Cpu),
@@ -45,7 +81,7 @@ impl FromStr for Device {
 impl FromStr for Dtype {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         let found = Self::NAMES.iter().find(|(name, _)| *name == text).map(|(_, dtype)| *dtype);
         found.ok_or_else(|| format!("is {text:?}; must be one of {}", Self::NAMES.map(|(name, _)| name).join(", ")))
     }
@@ -67,4 +103,19 @@ pub enum Dtype {
     F16,
     /// bfloat16.
     Bf16,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hub_names_are_plain() {
+        let hub = |id: &str, revision: Option<&str>| ModelSource::Hub { id: id.into(), revision: revision.map(str::to_owned) };
+        assert_eq!(ModelSource::from_hub_name("google/paligemma2-3b-mix-224").unwrap(), hub("google/paligemma2-3b-mix-224", None));
+        assert_eq!(ModelSource::from_hub_name("a/b@refs/pr/1").unwrap(), hub("a/b", Some("refs/pr/1")));
+        for bad in ["paligemma", "a/b/c", "../etc", "a/..", "a/b@", "a/b@../x", "a/b@x//y", "a/b@a b", "a b/c", "o/a..b", ""] {
+            assert!(ModelSource::from_hub_name(bad).is_err(), "{bad}");
+        }
+    }
 }

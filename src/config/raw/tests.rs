@@ -5,8 +5,10 @@ const CAMERA: &str = "[[camera]]\nid = \"street\"\nuri = \"rtsp://cam/main\"\npr
 
 fn read(text: &str) -> Result<Config, Vec<Fault>> {
     let env = |name: &str| (name == "PALISADE_CAMERA_STREET_PASSWORD").then(|| "from-env".to_owned());
-    let check_fragment = |fragment: &str| if fragment == "nonsense" { Err("no element \"nonsense\"".to_owned()) } else { Ok(()) };
-    parse(text, &Outside { env: &env, check_fragment: &check_fragment })
+    let fragment = |text: &str| if text == "nonsense" { Err("no element \"nonsense\"".to_owned()) } else { Ok(()) };
+    let tls = |tls: &TlsConfig| if tls.ca_file.is_some() { Err("no certificate".to_owned()) } else { Ok(()) };
+    let device = |device: Device| if matches!(device, Device::Cuda(_)) { Err("no such GPU".to_owned()) } else { Ok(()) };
+    parse(text, &env, &Checks { fragment: &fragment, tls: &tls, device: &device })
 }
 
 fn faults(text: &str) -> Vec<String> {
@@ -74,6 +76,49 @@ fn paths_and_fragments_are_tried() {
     let found = faults(&format!("[model]\npath = \"no/such\"\n[[output.custom]]\npipeline = \"nonsense\"\n{CAMERA}"));
     assert_eq!(found[0], "line 2: model.path no/such is no folder; must hold config.json, tokenizer.json and the weights");
     assert_eq!(found[1], "line 4: output.custom[0].pipeline is no gst-launch fragment: no element \"nonsense\"");
+}
+
+#[test]
+fn what_only_a_stage_can_judge_is_a_fault_with_its_line() {
+    let text = format!("[model]\npath = \"samples\"\ndevice = \"cuda:3\"\n[mqtt]\nhost = \"h\"\ntls = true\nca_file = \"x\"\n{CAMERA}");
+    assert_eq!(faults(&text), ["line 3: model.device no such GPU", "line 7: mqtt.ca_file cannot be used: no certificate"]);
+    let plain = text.replace("tls = true", "tls = false").replace("cuda:3", "cpu");
+    assert!(read(&plain).unwrap().mqtt.unwrap().tls.is_none());
+}
+
+#[test]
+fn a_host_is_a_host_and_never_repeated_when_it_is_not() {
+    for bad in ["mqtt://bob:hunter22@h", "h:1883", "a b", "h/x"] {
+        let found = faults(&format!("[model]\npath = \"samples\"\n[mqtt]\nhost = {bad:?}\n{CAMERA}"));
+        assert!(found.len() == 1 && found[0].starts_with("line 4: mqtt.host is no name") && !found[0].contains("hunter22"), "{found:?}");
+    }
+    for good in ["broker.lan", "127.0.0.1", "::1", "[fe80::1]"] {
+        assert!(read(&format!("[model]\npath = \"samples\"\n[mqtt]\nhost = {good:?}\n{CAMERA}")).is_ok(), "{good}");
+    }
+}
+
+#[test]
+fn one_camera_at_least_is_enabled() {
+    let found = faults(&format!("[model]\npath = \"samples\"\n{CAMERA}enabled = false\n"));
+    assert!(found.len() == 1 && found[0].contains("has only disabled ones"), "{found:?}");
+}
+
+#[test]
+fn two_cameras_do_not_share_a_password_by_accident() {
+    let env = |name: &str| (name == "PALISADE_CAMERA_A_B_PASSWORD").then(|| "s3cr3t".to_owned());
+    let camera = |id: &str| CAMERA.replace("street", id);
+    let checks = Checks { fragment: &|_| Ok(()), tls: &|_| Ok(()), device: &|_| Ok(()) };
+    let text = format!("[model]\npath = \"samples\"\n{}{}", camera("a-b"), camera("a_b"));
+    let found = parse(&text, &env, &checks).unwrap_err();
+    assert!(found.len() == 1 && found[0].message.contains("PALISADE_CAMERA_A_B_PASSWORD"), "{found:?}");
+    let empty = |_: &str| Some(String::new());
+    assert!(parse(&text, &empty, &checks).unwrap().cameras[0].password.is_none());
+}
+
+#[test]
+fn a_faulty_camera_counts_when_files_are_shared() {
+    let found = faults(&format!("[model]\npath = \"samples\"\n[output.file]\npath = \"a.mp4\"\n{CAMERA}{}", CAMERA.replace("street", "B")));
+    assert_eq!(found.len(), 2, "{found:?}");
 }
 
 #[test]

@@ -182,6 +182,8 @@ impl Client {
                     if tries >= TRIES {
                         return Err(failure);
                     }
+                    // A pause is no silence: whoever waits for us hears that it goes on.
+                    meter.tell();
                     tracing::debug!("the download of {url} broke off at {held} bytes, try {tries}: {failure:?}");
                     self.wait(tries)?;
                 }

@@ -11,7 +11,7 @@ use gstreamer_app::AppSrc;
 use gstreamer_video::DownstreamForceKeyUnitEvent;
 
 use crate::base::error::{Context, Error, Kind, Result};
-use crate::base::{redact, thread};
+use crate::base::thread;
 use crate::sink::Picture;
 use crate::sink::video::raw::{self, Timeline};
 
@@ -190,12 +190,13 @@ impl Drop for Feed {
     }
 }
 
-/// An ERROR message as a sentence. It may name where a stream goes, credentials or a stream's key included.
+/// An ERROR message as a sentence. It may name where a stream goes, credentials or
+/// a stream's key included, so nothing of an address is kept.
 fn sentence(name: &str, error: &gstreamer::message::Error) -> Error {
     let element = error.src().map(|src| src.name().to_string()).unwrap_or_default();
     let detail = error.debug().and_then(|debug| debug.lines().last().map(str::to_owned)).unwrap_or_default();
     let detail = if detail.is_empty() || detail.ends_with(':') { String::new() } else { format!(" ({})", detail.trim()) };
     let said = format!("{name}: {element}: {}{detail}", error.error().message().trim_end_matches('.'));
-    let words = said.split(' ').map(|word| if word.contains("://") { redact::uri(word) } else { word.to_owned() });
+    let words = said.split(' ').map(|word| word.split_once("://").map_or_else(|| word.to_owned(), |(scheme, _)| format!("{scheme}://***")));
     Error::new(Kind::Pipeline, words.collect::<Vec<_>>().join(" "))
 }

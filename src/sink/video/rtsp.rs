@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -72,8 +72,9 @@ struct Camera {
 }
 
 struct Viewed {
-    media: glib::WeakRef<RTSPMedia>,
     source: glib::WeakRef<AppSrc>,
+    /// Set once the last viewer has left and the encoder is taken down.
+    ended: Arc<AtomicBool>,
     size: (u32, u32),
 }
 
@@ -189,7 +190,11 @@ fn configure(camera: &Mutex<Camera>, media: &RTSPMedia) -> Option<()> {
     bin.by_name("canvas")?.set_property("caps", caps);
     let size = camera.latest.dimensions();
     source.set_caps(Some(&raw::caps(size.0, size.1)));
-    camera.viewed.push(Viewed { media: media.downgrade(), source: source.downgrade(), size });
+    // Asking the media for its state would wait while it prepares, and it prepares by the pictures that we give.
+    let ended = Arc::new(AtomicBool::new(false));
+    let flag = ended.clone();
+    media.connect_unprepared(move |_| flag.store(true, Ordering::Release));
+    camera.viewed.push(Viewed { source: source.downgrade(), ended, size });
     Some(())
 }
 
@@ -199,7 +204,7 @@ impl Camera {
         let Self { latest, viewed, joined, pushed } = self;
         let joined = std::mem::take(joined);
         viewed.retain_mut(|viewed| {
-            let Some((media, source)) = viewed.media.upgrade().zip(viewed.source.upgrade()) else { return false };
+            let Some(source) = viewed.source.upgrade() else { return false };
             if viewed.size != latest.dimensions() {
                 viewed.size = latest.dimensions();
                 source.set_caps(Some(&raw::caps(viewed.size.0, viewed.size.1)));
@@ -212,8 +217,7 @@ impl Camera {
                 pushed.add();
                 return true;
             }
-            use gstreamer_rtsp_server::RTSPMediaStatus::{Error, Unpreparing};
-            !matches!(media.status(), Unpreparing | Error)
+            !viewed.ended.load(Ordering::Acquire)
         });
     }
 }

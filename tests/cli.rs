@@ -60,6 +60,25 @@ fn a_good_config_and_the_shipped_one_pass_the_check() {
 }
 
 #[test]
+fn every_key_of_the_contract_is_taken() {
+    let folder = tempdir().unwrap();
+    let (file, secret) = (folder.path().join("all.toml"), folder.path().join("secret"));
+    std::fs::write(&secret, "s3cr3t\n").unwrap();
+    let text = format!(
+        "[model]\npath = \"samples/demo-model\"\ndevice = \"auto\"\ndtype = \"auto\"\nmax_new_tokens = 100\nworkers = 1\nmin_score = 0.0\n\
+         [[camera]]\nid = \"street\"\nuri = \"samples/street.mp4\"\nloop = true\nprompt = \"detect cat; dog; car\"\ninterval = 1.0\ndecode = \"auto\"\n\
+         motion = \"off\"\nmax_interval = 60.0\nusername = \"viewer\"\npassword_file = {secret:?}\nenabled = true\n\
+         [output.snapshots]\ndir = \"out/s\"\nkeep = 1000\nkeep_days = 7\n[output.file]\npath = \"out/{{camera}}.mp4\"\n[output.rtsp]\nlisten = \"127.0.0.1:8554\"\n\
+         [[output.custom]]\npipeline = \"videoconvert ! x264enc tune=zerolatency ! mpegtsmux ! udpsink host=127.0.0.1 port=5000\"\n\
+         [mqtt]\nhost = \"127.0.0.1\"\nport = 1883\nusername = \"palisade\"\npassword_file = {secret:?}\ntopic_prefix = \"palisade\"\nqos = 1\ntls = false\n\
+         ca_file = \"/etc/ssl/certs/ca.pem\"\ncontrol = false\nstate_dir = \"/var/lib/palisade\"\n[log]\nlevel = \"info\"\nformat = \"auto\"\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    let output = palisade(&["check", "--config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", self::text(&output.stderr));
+}
+
+#[test]
 fn a_custom_fragment_that_is_none_is_a_fault_with_its_line() {
     let folder = tempdir().unwrap();
     let file = folder.path().join("bad.toml");
@@ -118,6 +137,21 @@ fn detect_draws_and_tells_boxes_in_shares_and_pixels() {
     let (before, after) = (image::open(&frames[2]).unwrap().to_rgb8(), image::open(&drawn).unwrap().to_rgb8());
     assert_eq!(before.dimensions(), after.dimensions());
     assert!(before.pixels().zip(after.pixels()).filter(|(a, b)| a != b).count() > 5000);
+}
+
+#[test]
+fn an_answer_is_not_lost_with_its_drawing() {
+    let folder = tempdir().unwrap();
+    let picture = repository("tests/goldens/pg2/image.png");
+    let target = folder.path().join("no/such/folder/out.png");
+    let detect = |target: &str| {
+        palisade(&["detect", "--model", "samples/demo-model", "--labels", "cat", "--annotate", target, picture.to_str().unwrap()])
+    };
+    let output = detect(target.to_str().unwrap());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("raw: ") && text(&output.stderr).contains("out.png cannot be written"));
+    let output = detect("out.doc");
+    assert!(output.status.code() == Some(1) && text(&output.stderr).contains("must end in .png"), "{}", text(&output.stderr));
 }
 
 #[test]

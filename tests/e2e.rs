@@ -53,6 +53,8 @@ fn a_file_played_once_is_told_whole_and_the_daemon_ends_by_itself() {
     assert!(daemon.has_told("STOPPING=1"));
     subscriber.wait_text("palisade/status", "offline");
     assert_eq!(state(&subscriber), "failed");
+    let rates = subscriber.on("palisade/street/status").iter().map(|message| message.json()["fps"].as_f64().unwrap()).fold(0.0, f64::max);
+    assert!((10.0..40.0).contains(&rates), "a clip of 25 frames a second was told as {rates}");
 
     let answers = answers(&subscriber);
     let seqs: Vec<u64> = answers.iter().map(|answer| answer["seq"].as_u64().unwrap()).collect();
@@ -165,6 +167,34 @@ fn it_runs_without_a_broker_section_and_with_a_broker_that_is_not_there() {
         daemon.signal("INT");
         assert!(daemon.wait(Duration::from_secs(10)).success(), "{}", daemon.log());
     }
+}
+
+#[test]
+fn a_stop_during_the_start_is_heard() {
+    let folder = tempdir().unwrap();
+    // A hub that accepts and never answers.
+    let hub = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = format!("[model]\nid = \"a/b\"\n[[camera]]\nid = \"street\"\nuri = {:?}\nlabels = [\"car\"]\n", clip());
+    let endpoint = format!("http://{}", hub.local_addr().unwrap());
+    let mut daemon = Daemon::start_with(folder.path(), &text, &[("HF_ENDPOINT", &endpoint), ("HF_HOME", folder.path().to_str().unwrap())]);
+    let _silent = hub.accept().unwrap();
+    daemon.signal("TERM");
+    assert!(daemon.wait(Duration::from_secs(10)).success(), "{}", daemon.log());
+}
+
+#[test]
+fn an_order_to_stop_sent_twice_is_one_order() {
+    let folder = tempdir().unwrap();
+    let broker = Broker::start();
+    let subscriber = Subscriber::new(&broker, "palisade/#");
+    let mut daemon = Daemon::start(folder.path(), &config(&clip(), &broker, "loop = true"));
+    daemon.ready();
+    subscriber.wait_for("an answer", |messages| messages.iter().any(|message| message.topic.ends_with("/detections")));
+    daemon.signal("TERM");
+    daemon.signal("TERM");
+    assert!(daemon.wait(Duration::from_secs(10)).success(), "{}", daemon.log());
+    subscriber.wait_text("palisade/status", "offline");
+    assert!(ffprobe(&folder.path().join("street.mp4")).0 >= 1);
 }
 
 #[test]

@@ -28,6 +28,11 @@ pub struct Daemon {
 impl Daemon {
     /// Starts it on a configuration, written into `folder`.
     pub fn start(folder: &Path, config: &str) -> Self {
+        Self::start_with(folder, config, &[])
+    }
+
+    /// The same with other variables in its environment.
+    pub fn start_with(folder: &Path, config: &str, variables: &[(&str, &str)]) -> Self {
         let file = folder.join("palisade.toml");
         fs::write(&file, config).unwrap();
         let (log, socket) = (folder.join("daemon.log"), folder.join("notify"));
@@ -39,6 +44,8 @@ impl Daemon {
             .arg(&file)
             .current_dir(folder)
             .env("NOTIFY_SOCKET", &socket)
+            .env_remove("JOURNAL_STREAM")
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap())

@@ -76,17 +76,17 @@ class Visit:
 
 CHOREOGRAPHY = [
     # label, height, bottom, start, comes from, to x, until x, end, goes to, bounce
-    Visit("traffic light", 0.26, 0.36, 0.0, "stays", 0.86, 0.86, 30.0, "stays"),
+    Visit("traffic light", 0.32, 0.42, 0.0, "stays", 0.86, 0.86, 30.0, "stays"),
     Visit("person", 0.36, PAVEMENT, 0.4, "left", 0.12, 0.42, 7.4, "right", 0.006),
     Visit("car", 0.29, ROAD, 2.4, "left", 0.44, 0.52, 8.2, "right"),
-    Visit("bird", 0.22, 0.29, 4.6, "left", 0.18, 0.60, 11.0, "left", 0.02),
+    Visit("bird", 0.27, 0.35, 4.6, "left", 0.18, 0.60, 11.0, "left", 0.02),
     Visit("bus", 0.35, ROAD + 0.02, 9.0, "right", 0.66, 0.50, 15.0, "left"),
     Visit("dog", 0.26, PAVEMENT, 8.2, "left", 0.16, 0.62, 14.6, "right", 0.012),
     Visit("cat", 0.25, PAVEMENT, 14.8, "left", 0.12, 0.50, 21.4, "right", 0.010),
     Visit("truck", 0.34, ROAD + 0.01, 15.6, "right", 0.68, 0.68, 28.0, "left"),  # parked for nine seconds
     Visit("horse", 0.34, ROAD, 17.4, "left", 0.14, 0.36, 23.2, "left", 0.016),
     Visit("bicycle", 0.29, PAVEMENT + 0.01, 21.6, "left", 0.14, 0.62, 27.4, "right"),
-    Visit("bird", 0.22, 0.26, 23.4, "left", 0.14, 0.50, 28.4, "left", 0.02),
+    Visit("bird", 0.27, 0.33, 23.4, "left", 0.14, 0.50, 28.4, "left", 0.02),
     Visit("person", 0.36, PAVEMENT, 27.2, "left", 0.12, 0.24, 30.0, "stays", 0.006),
     Visit("car", 0.29, ROAD, 27.8, "right", 0.64, 0.60, 30.0, "stays"),
 ]

@@ -359,13 +359,18 @@ def draw_lamp(pen, rng, x, ground):
 # ----------------------------------------------------------------------------------------- scenes
 
 
-def random_thing(rng, label, anywhere=False):
-    """An object of this label at a place where such a thing would be (or anywhere at all)."""
-    height = rng.uniform(*HEIGHTS[label])
+def random_thing(rng, label, anywhere=False, margin=0.0):
+    """An object of this label at a place where such a thing would be (or anywhere at all).
+
+    `margin` widens the ranges of sizes and places by that share. Training uses it, since what is at
+    the very end of a range is seen from one side only, and then learnt badly.
+    """
+    smallest, tallest = HEIGHTS[label]
+    height = rng.uniform(smallest * (1 - margin), tallest * (1 + margin / 2))
     if anywhere:
         top = rng.uniform(0, 1 - height)
     elif label == "traffic light":
-        top = rng.uniform(0.10, 0.32)
+        top = rng.uniform(0.10 - margin / 2, 0.32 + margin / 2)
     elif label == "bird" and rng.random() < 0.8:
         top = rng.uniform(0.02, 0.40)
     elif label in ("car", "bus", "truck"):
@@ -386,13 +391,13 @@ def straddle(rng, thing, avoid=None):
     thing.left = -hidden if rng.random() < 0.5 else 1 - thing.width + hidden
 
 
-def random_things(rng, counts=(1, 3, 4, 3, 2), at_edge=0.2, anywhere=0.0, avoid=None):
+def random_things(rng, counts=(1, 3, 4, 3, 2), labels=LABELS, at_edge=0.2, anywhere=0.0, avoid=None, margin=0.0):
     """Zero to four objects that hardly overlap. `counts` weighs how many there are."""
     things = []
     for _ in range(rng.choices(range(len(counts)), counts)[0]):
-        label = rng.choice(LABELS)
+        label = rng.choice(labels)
         for _attempt in range(12):
-            thing = random_thing(rng, label, anywhere=rng.random() < anywhere)
+            thing = random_thing(rng, label, anywhere=rng.random() < anywhere, margin=margin)
             if rng.random() < at_edge:
                 straddle(rng, thing, avoid)
             box = thing.box()

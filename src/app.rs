@@ -179,6 +179,8 @@ impl Daemon {
             }
             strange = if self.results.is_finished() || self.workers.iter().any(Thread::is_finished) { strange + 1 } else { 0 };
             if strange > 20 {
+                // Those that still run are not waited for as at a natural end.
+                shutdown.trigger();
                 return Err(Error::new(Kind::Internal, "a stage ended while cameras run; this is a defect, please report it"));
             }
         }

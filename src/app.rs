@@ -103,8 +103,8 @@ fn load_model(config: &ModelConfig, shutdown: &Shutdown) -> Result<Option<PaliGe
 
 fn read_model(config: &ModelConfig, shutdown: &Shutdown) -> Result<PaliGemma> {
     let mut hub = HubOptions::from_env();
-    // Each step of a download asks the service manager for more time.
     hub.shutdown = shutdown.clone();
+    // Each step of a download asks the service manager for more time.
     hub.progress = Some(Arc::new(|_, _| systemd::extend_start(180)));
     let begin = Instant::now();
     let snapshot = model::resolve(&config.source, &hub)?;

@@ -3,6 +3,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod error;
+pub mod hash;
 pub mod mailbox;
 pub mod metrics;
 pub mod redact;

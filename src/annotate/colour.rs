@@ -2,11 +2,13 @@
 
 use image::Rgb;
 
+use crate::base::hash::fnv1a;
+
 /// Hues from a label's hash, strong enough for text in black or white on it.
 pub(super) fn of(label: &str) -> Rgb<u8> {
     // FNV-1a, then the golden ratio spreads the hashes over the circle. The offset is not the published one: with this
     // one the demo model's ten labels come out far apart.
-    let hash = label.bytes().fold(0x811c_ab13_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let hash = fnv1a(0x811c_ab13, label.as_bytes());
     let hue = (f64::from(hash) * 0.618_033_988_749_895).fract() * 6.0;
     let value = if hash & 0x100 == 0 { 1.0 } else { 0.82 };
     from_hsv(hue, 0.82, value)

@@ -1,6 +1,7 @@
 //! What a camera's frames are asked.
 
 use crate::base::error::{Error, Kind, Result};
+use crate::base::hash::{FNV_OFFSET, fnv1a};
 
 /// The longest prompt taken, in bytes: the bound of the MQTT contract.
 const MAX_BYTES: usize = 512;
@@ -33,7 +34,7 @@ impl Prompt {
         }
         let asked = text.trim().strip_prefix("detect ").unwrap_or_default();
         let labels = asked.split(';').map(str::trim).filter(|label| !label.is_empty()).map(str::to_owned).collect();
-        Ok(Self { text: text.to_owned(), labels, id: format!("{:08x}", fnv1a(text.as_bytes())) })
+        Ok(Self { text: text.to_owned(), labels, id: format!("{:08x}", fnv1a(FNV_OFFSET, text.as_bytes())) })
     }
 
     /// The prompt `detect cat ; traffic light` for a list of labels.
@@ -65,11 +66,6 @@ impl Prompt {
     pub fn id(&self) -> &str {
         &self.id
     }
-}
-
-/// The 32-bit FNV-1a hash: stable across versions, which the standard hasher does not promise.
-fn fnv1a(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// A label as a topic level or file name: lower case, and `_` for all that is no letter or digit.

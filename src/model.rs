@@ -8,7 +8,9 @@ mod config;
 mod decoder;
 mod generate;
 mod hub;
+mod kernel;
 mod layers;
+mod matrix;
 mod ops;
 mod preprocess;
 mod resize;
@@ -64,6 +66,18 @@ pub struct Limits {
     pub min_score: f32,
     /// Token ids the model may not write.
     pub suppress: Vec<u32>,
+}
+
+/// What is asked of a picture.
+#[derive(Clone, Copy)]
+pub struct Question<'a> {
+    /// The picture.
+    pub image: &'a RgbImage,
+    /// The prompt, as the model gets it.
+    pub prompt: &'a str,
+    /// Tokens that the answer may begin with, such as those of the camera's last answer to the prompt. They cost little
+    /// and save much where they are right; the answer is the same in any case.
+    pub draft: &'a [u32],
 }
 
 /// An answer before it is parsed, with all that led to it.
@@ -183,19 +197,28 @@ impl Session {
     ///
     /// # Errors
     /// When the picture is empty, or the prompt holds the image token or is too long for the model.
-    pub fn answer(&mut self, image: &RgbImage, prompt: &str, limits: &Limits) -> Result<Answer> {
-        let Generation { generated_ids, token_logprobs, text, finish, .. } = self.generate(image, prompt, limits)?;
+    pub fn answer(&mut self, question: &Question<'_>, limits: &Limits) -> Result<Answer> {
+        let Generation { generated_ids, token_logprobs, text, finish, .. } = self.generate(question, limits)?;
         let ranges = self.model.tokenizer.ranges(&generated_ids, &text)?;
         let tokens = ranges.into_iter().zip(token_logprobs).filter_map(|(range, logprob)| Some(Written { range: range?, logprob }));
         let (detections, rejected) = answer::parse(&text, &tokens.collect::<Vec<_>>(), limits.min_score);
-        Ok(Answer { raw: text, finish, detections, rejected })
+        Ok(Answer { raw: text, finish, detections, rejected, tokens: generated_ids, drafts_accepted: 0 })
+    }
+
+    /// Asks several things at once, each answered as if it were alone.
+    ///
+    /// # Errors
+    /// Each has its own, as [`Session::answer`].
+    pub fn answer_all(&mut self, questions: &[Question<'_>], limits: &Limits) -> Vec<Result<Answer>> {
+        questions.iter().map(|question| self.answer(question, limits)).collect()
     }
 
     /// Asks about a picture; the answer comes as it was written.
     ///
     /// # Errors
     /// As [`Session::answer`].
-    pub fn generate(&mut self, image: &RgbImage, prompt: &str, limits: &Limits) -> Result<Generation> {
+    pub fn generate(&mut self, question: &Question<'_>, limits: &Limits) -> Result<Generation> {
+        let Question { image, prompt, .. } = *question;
         let model = Arc::clone(&self.model);
         if threads::is_small(&model.config.text) {
             threads::stay_on_this_thread();

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use palisade::base::{Error, Kind};
 use palisade::config::{Device, Dtype};
-use palisade::model::{Limits, LoadOptions, PaliGemma, Snapshot};
+use palisade::model::{Limits, LoadOptions, PaliGemma, Question, Snapshot};
 use palisade::types::{Box01, Finish};
 use serde_json::Value;
 
@@ -31,6 +31,10 @@ fn most_apart(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
+fn question<'a>(image: &'a image::RgbImage, prompt: &'a str) -> Question<'a> {
+    Question { image, prompt, draft: &[] }
+}
+
 fn picture(case: &str) -> image::RgbImage {
     image::open(golden(case).join("image.png")).unwrap().to_rgb8()
 }
@@ -44,7 +48,7 @@ fn follows_the_reference(case: &str) {
     let limits = Limits { max_new_tokens: generated_ids.len(), min_score: 0.0, suppress: ids(&expected["suppressed_ids"]) };
     // Twice: the second run finds the first one's keys in the cache.
     for _ in 0..2 {
-        let generation = session.generate(&picture(case), expected["prompt"].as_str().unwrap(), &limits).unwrap();
+        let generation = session.generate(&question(&picture(case), expected["prompt"].as_str().unwrap()), &limits).unwrap();
         assert_eq!(generation.input_ids, ids(&expected["input_ids"]));
         let logits_apart = most_apart(&generation.first_logits, &floats(&expected["first_logits"]));
         assert_eq!(generation.generated_ids, generated_ids);
@@ -179,7 +183,7 @@ fn half_precision_stays_close() {
     let limits = Limits { max_new_tokens: 1, min_score: 0.0, suppress: vec![] };
     for dtype in [Dtype::F16, Dtype::Bf16] {
         let model = PaliGemma::load(&snapshot, LoadOptions { device: Device::Cpu, dtype }).unwrap();
-        let generation = model.session().generate(&picture("pg2"), "detect cat ; dog", &limits).unwrap();
+        let generation = model.session().generate(&question(&picture("pg2"), "detect cat ; dog"), &limits).unwrap();
         let apart = most_apart(&generation.first_logits, &floats(&expected("pg2")["first_logits"]));
         println!("{dtype:?}: {apart}");
         assert!(apart < 0.5, "{dtype:?}: {apart}");
@@ -191,19 +195,19 @@ fn prompts_that_cannot_be_asked_are_refused_and_the_session_lives_on() {
     let (_folder, snapshot) = copy_of("pg2");
     let mut session = load(&snapshot).unwrap().session();
     let limits = Limits { max_new_tokens: 2, min_score: 0.0, suppress: vec![] };
-    let error = session.generate(&picture("pg2"), "detect <image> cat", &limits).unwrap_err();
+    let error = session.generate(&question(&picture("pg2"), "detect <image> cat"), &limits).unwrap_err();
     assert_eq!(error.kind(), Kind::Input);
     assert!(error.chain().contains("holds <image>"), "{error}");
-    let Err(error) = session.generate(&picture("pg2"), &"cat ; ".repeat(5000), &limits) else {
+    let Err(error) = session.generate(&question(&picture("pg2"), &"cat ; ".repeat(5000)), &limits) else {
         panic!("a prompt beyond the context was taken")
     };
     assert!(error.chain().contains("must be fewer than 8192"), "{error}");
-    assert_eq!(session.generate(&image::RgbImage::new(0, 3), "detect cat", &limits).unwrap_err().kind(), Kind::Input);
+    assert_eq!(session.generate(&question(&image::RgbImage::new(0, 3), "detect cat"), &limits).unwrap_err().kind(), Kind::Input);
     // Other special tokens are taken as the reference takes them: as tokens.
-    let generation = session.generate(&picture("pg2"), "detect <eos> <loc0007> 猫\u{0}", &limits).unwrap();
+    let generation = session.generate(&question(&picture("pg2"), "detect <eos> <loc0007> 猫\u{0}"), &limits).unwrap();
     assert!(generation.input_ids.contains(&1));
     assert_eq!(generation.input_ids.iter().filter(|&&id| id == 1505).count(), 16);
-    assert!(session.generate(&image::RgbImage::new(1, 3000), "", &limits).is_ok());
+    assert!(session.generate(&question(&image::RgbImage::new(1, 3000), ""), &limits).is_ok());
 }
 
 #[test]
@@ -215,7 +219,7 @@ fn sessions_share_the_weights_and_do_not_disturb_each_other() {
         std::thread::spawn(move || {
             let mut session = model.session();
             (0..5)
-                .map(|_| session.generate(&picture("pg2-sliding"), "detect traffic light", &limits).unwrap().generated_ids)
+                .map(|_| session.generate(&question(&picture("pg2-sliding"), "detect traffic light"), &limits).unwrap().generated_ids)
                 .collect::<Vec<_>>()
         })
     };
@@ -236,7 +240,7 @@ fn the_demo_model_answers_in_the_grammar() {
         if inside { image::Rgb([200, 40, 30]) } else { image::Rgb([120, 125, 130]) }
     });
     let limits = Limits { max_new_tokens: 60, min_score: 0.0, suppress: vec![] };
-    let answer = model.session().answer(&picture, "detect cat ; car ; traffic light", &limits).unwrap();
+    let answer = model.session().answer(&question(&picture, "detect cat ; car ; traffic light"), &limits).unwrap();
     println!("{answer:?}");
     assert_eq!(answer.finish, Finish::Eos);
     for detection in &answer.detections {

@@ -53,7 +53,7 @@ fn looked(id: &str, seq: u64, raw: &str) -> Looked {
         },
         seq,
         prompt: Arc::new(Prompt::new("detect cat ; dog").unwrap()),
-        answer: Arc::new(Answer { raw: raw.to_owned(), finish: Finish::Eos, detections: vec![], rejected: vec![] }),
+        answer: Arc::new(Answer { raw: raw.to_owned(), finish: Finish::Eos, detections: vec![], rejected: vec![], tokens: vec![], drafts_accepted: 0 }),
         queued: Duration::from_micros(1_250),
         inference: Duration::from_millis(40),
         total: Duration::from_millis(42),
@@ -143,6 +143,8 @@ fn detections_follow_the_contract_field_by_field() {
         finish: Finish::Length,
         detections: vec![Detection { label: "cat".to_owned(), score: 0.912_345, locs, box01: Box01::from_locs(locs) }],
         rejected: vec![Rejected { text: "<loc0900>".to_owned(), why: "empty box" }],
+        tokens: vec![],
+        drafts_accepted: 0,
     };
     mqtt.publisher().looked(&Looked { answer: Arc::new(answer), ..looked("street", 7, "") });
     subscriber.wait_for("the detections", |messages| !messages.is_empty());

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::annotate::Annotator;
 use crate::base::error::{Context, Error, Kind, Result};
-use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma, Session};
+use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma, Question, Session};
 use crate::mqtt::payload;
 use crate::types::{Answer, Device, Dtype, ModelSource, Prompt};
 
@@ -97,7 +97,7 @@ impl Looker<'_> {
         let image = read_image(path)?;
         let limits = Limits { max_new_tokens: self.args.max_new_tokens, min_score: 0.0, suppress: Vec::new() };
         let begin = Instant::now();
-        let answer = self.session.answer(&image, self.args.prompt.text(), &limits).context(Kind::Input, || path.display().to_string())?;
+        let answer = self.session.answer(&Question { image: &image, prompt: self.args.prompt.text(), draft: &[] }, &limits).context(Kind::Input, || path.display().to_string())?;
         let millis = begin.elapsed().as_secs_f64() * 1000.0;
         let text =
             if self.args.json { self.as_json(path, &image, &answer, millis).to_string() } else { as_text(path, &image, &answer, millis) };
@@ -197,7 +197,7 @@ pub fn probe(args: &ProbeArgs) -> Result<()> {
     let image = read_image(&args.image)?;
     let model = load(&args.model, args.device, args.dtype)?;
     let limits = Limits { max_new_tokens: args.tokens, min_score: 0.0, suppress: args.suppress.clone() };
-    let generation = model.session().generate(&image, &args.prompt, &limits)?;
+    let generation = model.session().generate(&Question { image: &image, prompt: &args.prompt, draft: &[] }, &limits)?;
     let object = json!({
         "model": model.name(),
         "prompt": args.prompt,

@@ -4,7 +4,7 @@ use image::RgbImage;
 
 use crate::base::error::Result;
 use crate::detect::Detector;
-use crate::model::{Limits, PaliGemma, Session};
+use crate::model::{Limits, PaliGemma, Question, Session};
 use crate::types::{Answer, Prompt};
 
 /// One worker's session with the model.
@@ -22,6 +22,6 @@ impl PaliGemmaDetector {
 
 impl Detector for PaliGemmaDetector {
     fn detect(&mut self, image: &RgbImage, prompt: &Prompt) -> Result<Answer> {
-        self.session.answer(image, prompt.text(), &self.limits)
+        self.session.answer(&Question { image, prompt: prompt.text(), draft: &[] }, &self.limits)
     }
 }

@@ -228,6 +228,8 @@ mod tests {
                 box01: Box01::from_locs([251, 104, 893, 610]),
             }],
             rejected: vec![Rejected { text: "<loc0900><loc0104><loc0100><loc0610> cat".to_owned(), why: "empty box" }],
+            tokens: vec![],
+            drafts_accepted: 0,
         };
         let looked = street(answer);
         let expected = json!({
@@ -247,7 +249,7 @@ mod tests {
 
     #[test]
     fn nothing_found_is_said_with_empty_lists() {
-        let looked = street(Answer { raw: "\"é\n".to_owned(), finish: Finish::Length, detections: vec![], rejected: vec![] });
+        let looked = street(Answer { raw: "\"é\n".to_owned(), finish: Finish::Length, detections: vec![], rejected: vec![], tokens: vec![], drafts_accepted: 0 });
         let value: Value = serde_json::from_slice(&super::looked(&looked, &context())).unwrap();
         assert_eq!((&value["raw"], &value["finish"]), (&json!("\"é\n"), &json!("length")));
         assert_eq!((&value["detections"], &value["dropped"]), (&json!([]), &json!([])));

@@ -107,6 +107,10 @@ pub struct Answer {
     pub detections: Vec<Detection>,
     /// What was dropped, and why.
     pub rejected: Vec<Rejected>,
+    /// The tokens of the text, the end token last where the model wrote it: the draft of the next answer.
+    pub tokens: Vec<u32>,
+    /// How many of them a draft had right.
+    pub drafts_accepted: usize,
 }
 
 #[cfg(test)]

@@ -127,7 +127,14 @@ mod tests {
             match image.width() {
                 1 => Err(Error::new(Kind::Input, "too small")),
                 2 => panic!("a test panics"),
-                width => Ok(Answer { raw: width.to_string(), finish: Finish::Eos, detections: Vec::new(), rejected: Vec::new(), tokens: Vec::new(), drafts_accepted: 0 }),
+                width => Ok(Answer {
+                    raw: width.to_string(),
+                    finish: Finish::Eos,
+                    detections: Vec::new(),
+                    rejected: Vec::new(),
+                    tokens: Vec::new(),
+                    drafts_accepted: 0,
+                }),
             }
         }
     }

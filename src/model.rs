@@ -4,6 +4,7 @@
 //! [`Session`] with its own KV cache. The arithmetic follows `transformers` 5.23, which the test data comes from.
 
 mod answer;
+mod attention;
 mod config;
 mod decoder;
 mod generate;
@@ -11,6 +12,7 @@ mod hub;
 mod kernel;
 mod layers;
 mod matrix;
+mod network;
 mod ops;
 mod preprocess;
 mod resize;
@@ -22,18 +24,18 @@ mod weights;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use image::RgbImage;
 
 use crate::base::{Context, Error, Kind, Result};
 use crate::types::{Answer, Device, Dtype, Finish};
 
 use answer::Written;
-use decoder::{Cache, Decoder};
-use generate::Bounds;
+use decoder::Cache;
+use generate::Decoded;
+use network::{Input, Network};
 use preprocess::Preprocessor;
 use tokenizer::Tokenizer;
-use vision::Vision;
 use weights::Weights;
 
 pub use hub::{HubOptions, Progress, resolve};
@@ -95,6 +97,8 @@ pub struct Generation {
     pub text: String,
     /// Why it stopped.
     pub finish: Finish,
+    /// How many tokens the draft had right.
+    pub drafts_accepted: usize,
 }
 
 /// A loaded model. The weights never change; a clone shares them.
@@ -103,13 +107,9 @@ pub struct PaliGemma(Arc<Inner>);
 
 struct Inner {
     name: String,
-    config: config::Config,
     normalisation: config::Normalisation,
     tokenizer: Tokenizer,
-    vision: Vision,
-    decoder: Decoder,
-    device: candle_core::Device,
-    dtype: DType,
+    network: Network,
 }
 
 impl PaliGemma {
@@ -120,15 +120,13 @@ impl PaliGemma {
     pub fn load(snapshot: &Snapshot, options: LoadOptions) -> Result<Self> {
         let folder = &snapshot.folder;
         let device = open_device(options.device).context(Kind::Config, || "model.device cannot be used")?;
-        let dtype = resolve_dtype(options.dtype, &device);
+        let dtype = activations(options.dtype, &device);
         let config = config::read(folder)?;
         let normalisation = config::read_normalisation(folder, &config.vision)?;
         let tokenizer = Tokenizer::open(folder, &config)?;
         let weights = Weights::open(folder, device.clone(), dtype)?;
-        let vision = Vision::new(&weights, &config.vision, config.text.hidden_size)?;
-        let decoder = Decoder::new(&weights, &config.text, &device)?;
-        let name = snapshot.name.clone();
-        Ok(Self(Arc::new(Inner { name, config, normalisation, tokenizer, vision, decoder, device, dtype })))
+        let network = Network::new(&weights, config, device, dtype)?;
+        Ok(Self(Arc::new(Inner { name: snapshot.name.clone(), normalisation, tokenizer, network })))
     }
 
     /// The snapshot's name.
@@ -138,8 +136,8 @@ impl PaliGemma {
 
     /// Scratch space for one thread.
     pub fn session(&self) -> Session {
-        let preprocessor = Preprocessor::new(self.0.config.vision.image_size, self.0.normalisation);
-        Session { model: Arc::clone(&self.0), preprocessor, cache: None }
+        let preprocessor = Preprocessor::new(self.0.network.config.vision.image_size, self.0.normalisation);
+        Session { model: Arc::clone(&self.0), preprocessor, caches: Vec::new() }
     }
 }
 
@@ -174,22 +172,23 @@ fn open_device(device: Device) -> Result<candle_core::Device> {
     }
 }
 
-/// `auto` is f32 on the processor, where bfloat16 products are a dozen times slower, and bf16 on a GPU.
-fn resolve_dtype(dtype: Dtype, device: &candle_core::Device) -> DType {
+/// The activations' type: f32 on the processor whatever the weights' type, that of the weights on a GPU, where `auto` is
+/// bf16.
+fn activations(dtype: Dtype, device: &candle_core::Device) -> DType {
     match dtype {
-        Dtype::Auto if device.is_cpu() => DType::F32,
+        _ if device.is_cpu() => DType::F32,
         Dtype::Auto | Dtype::Bf16 => DType::BF16,
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
     }
 }
 
-/// One thread's use of a model: a KV cache of its own over the shared weights.
+/// One thread's use of a model: KV caches of its own over the shared weights.
 pub struct Session {
     model: Arc<Inner>,
     preprocessor: Preprocessor,
-    /// With its capacity in positions; made at the first use and again when a longer one is needed.
-    cache: Option<(usize, Cache)>,
+    /// One per question asked at once; made at the first use and again when longer ones are needed.
+    caches: Vec<Cache>,
 }
 
 impl Session {
@@ -198,11 +197,7 @@ impl Session {
     /// # Errors
     /// When the picture is empty, or the prompt holds the image token or is too long for the model.
     pub fn answer(&mut self, question: &Question<'_>, limits: &Limits) -> Result<Answer> {
-        let Generation { generated_ids, token_logprobs, text, finish, .. } = self.generate(question, limits)?;
-        let ranges = self.model.tokenizer.ranges(&generated_ids, &text)?;
-        let tokens = ranges.into_iter().zip(token_logprobs).filter_map(|(range, logprob)| Some(Written { range: range?, logprob }));
-        let (detections, rejected) = answer::parse(&text, &tokens.collect::<Vec<_>>(), limits.min_score);
-        Ok(Answer { raw: text, finish, detections, rejected, tokens: generated_ids, drafts_accepted: 0 })
+        self.generate(question, limits).and_then(|generation| self.parsed(generation, limits))
     }
 
     /// Asks several things at once, each answered as if it were alone.
@@ -210,7 +205,8 @@ impl Session {
     /// # Errors
     /// Each has its own, as [`Session::answer`].
     pub fn answer_all(&mut self, questions: &[Question<'_>], limits: &Limits) -> Vec<Result<Answer>> {
-        questions.iter().map(|question| self.answer(question, limits)).collect()
+        let generations = self.generate_all(questions, limits);
+        generations.into_iter().map(|generation| generation.and_then(|generation| self.parsed(generation, limits))).collect()
     }
 
     /// Asks about a picture; the answer comes as it was written.
@@ -218,16 +214,53 @@ impl Session {
     /// # Errors
     /// As [`Session::answer`].
     pub fn generate(&mut self, question: &Question<'_>, limits: &Limits) -> Result<Generation> {
-        let Question { image, prompt, .. } = *question;
-        let model = Arc::clone(&self.model);
-        if threads::is_small(&model.config.text) {
-            threads::stay_on_this_thread();
+        let one = self.generate_all(std::slice::from_ref(question), limits).pop();
+        one.unwrap_or_else(|| Err(Error::new(Kind::Internal, "a question was not answered; this is a defect, please report it")))
+    }
+
+    /// Asks several things at once; the answers come as they were written.
+    ///
+    /// # Errors
+    /// Each has its own, as [`Session::answer`].
+    pub fn generate_all(&mut self, questions: &[Question<'_>], limits: &Limits) -> Vec<Result<Generation>> {
+        // Those that cannot be asked stand aside; the others go through together.
+        let inputs: Vec<Result<Input<'_>>> = questions.iter().map(|question| self.input(question, limits)).collect();
+        let (mut asked, mut places) = (Vec::new(), Vec::new());
+        for input in inputs {
+            places.push(input.map(|input| asked.push(input)));
         }
-        let input_ids = model.tokenizer.prompt(prompt)?;
-        let context = model.config.text.context;
-        let room = context.saturating_sub(input_ids.len());
+        let mut answers = if asked.is_empty() { Vec::new() } else { self.run(asked, limits) }.into_iter();
+        let lost = || Err(Error::new(Kind::Internal, "a question was not answered; this is a defect, please report it"));
+        places.into_iter().map(|place| place.and_then(|()| answers.next().unwrap_or_else(lost))).collect()
+    }
+
+    fn run(&mut self, inputs: Vec<Input<'_>>, limits: &Limits) -> Vec<Result<Generation>> {
+        let model = Arc::clone(&self.model);
+        let decoded = match model.network.run(&mut self.caches, &inputs, &limits.suppress) {
+            Ok((decoded, _)) => decoded,
+            Err(error) => inputs.iter().map(|_| Err(Error::new(error.kind(), error.chain()))).collect(),
+        };
+        let generation = |(input, decoded): (Input<'_>, Result<Decoded>)| {
+            let decoded = decoded?;
+            Ok(Generation {
+                text: model.tokenizer.decode(&decoded.ids)?,
+                input_ids: input.ids,
+                first_logits: decoded.first_logits,
+                generated_ids: decoded.ids,
+                token_logprobs: decoded.logprobs,
+                finish: decoded.finish,
+                drafts_accepted: decoded.drafts_accepted,
+            })
+        };
+        inputs.into_iter().zip(decoded).map(generation).collect()
+    }
+
+    fn input<'q>(&mut self, question: &Question<'q>, limits: &Limits) -> Result<Input<'q>> {
+        let ids = self.model.tokenizer.prompt(question.prompt)?;
+        let context = self.model.network.config.text.context;
+        let room = context.saturating_sub(ids.len());
         if room == 0 {
-            let prefix = input_ids.len();
+            let prefix = ids.len();
             return Err(Error::new(
                 Kind::Input,
                 format!("picture and prompt take {prefix} tokens; must be fewer than {context}, so that there is room for an answer"),
@@ -235,41 +268,14 @@ impl Session {
         }
         // A bound beyond the context is no error: the answer then ends, as "length", where the context does.
         let max_new_tokens = limits.max_new_tokens.min(room);
-        let positions = input_ids.len() + max_new_tokens;
-        let pixels = self.preprocessor.run(image)?;
-        let failed = || "the model's arithmetic failed".to_owned();
-        let prefix = model.prefix(pixels, &input_ids).context(Kind::Internal, failed)?;
-        let bounds = Bounds { max_new_tokens, eos: &model.config.eos, suppress: &limits.suppress };
-        let written = generate::greedy(&model.decoder, self.cache(positions)?, &prefix, &bounds)?;
-        let text = model.tokenizer.decode(&written.ids)?;
-        Ok(Generation {
-            input_ids,
-            first_logits: written.first_logits,
-            generated_ids: written.ids,
-            token_logprobs: written.logprobs,
-            text,
-            finish: written.finish,
-        })
+        Ok(Input { pixels: self.preprocessor.run(question.image)?, ids, draft: question.draft, max_new_tokens })
     }
 
-    fn cache(&mut self, positions: usize) -> Result<&mut Cache> {
-        let held = self.cache.take().filter(|(capacity, _)| *capacity >= positions);
-        let held = match held {
-            Some(held) => held,
-            None => (positions, self.model.decoder.cache(positions).context(Kind::Internal, || "cannot make a KV cache".to_owned())?),
-        };
-        Ok(&mut self.cache.insert(held).1)
-    }
-}
-
-impl Inner {
-    /// The embeddings of picture and prompt, `[positions, hidden]`. The picture's are taken as they are: only those of
-    /// words are scaled by the root of the width.
-    fn prefix(&self, pixels: Vec<f32>, input_ids: &[u32]) -> candle_core::Result<Tensor> {
-        let side = self.config.vision.image_size;
-        let pixels = Tensor::from_vec(pixels, (3, side, side), &self.device)?;
-        let image = self.vision.forward(&pixels, self.dtype)?;
-        let words = self.decoder.embed(&input_ids[self.config.vision.patches()..])?;
-        Tensor::cat(&[image, words], 0)
+    fn parsed(&self, generation: Generation, limits: &Limits) -> Result<Answer> {
+        let Generation { generated_ids: tokens, token_logprobs, text, finish, drafts_accepted, .. } = generation;
+        let ranges = self.model.tokenizer.ranges(&tokens, &text)?;
+        let written = ranges.into_iter().zip(token_logprobs).filter_map(|(range, logprob)| Some(Written { range: range?, logprob }));
+        let (detections, rejected) = answer::parse(&text, &written.collect::<Vec<_>>(), limits.min_score);
+        Ok(Answer { raw: text, finish, detections, rejected, tokens, drafts_accepted })
     }
 }

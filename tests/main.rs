@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod cli;
+mod drafts;
 mod e2e;
 mod hub;
 mod layering;

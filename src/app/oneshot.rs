@@ -97,7 +97,10 @@ impl Looker<'_> {
         let image = read_image(path)?;
         let limits = Limits { max_new_tokens: self.args.max_new_tokens, min_score: 0.0, suppress: Vec::new() };
         let begin = Instant::now();
-        let answer = self.session.answer(&Question { image: &image, prompt: self.args.prompt.text(), draft: &[] }, &limits).context(Kind::Input, || path.display().to_string())?;
+        let answer = self
+            .session
+            .answer(&Question { image: &image, prompt: self.args.prompt.text(), draft: &[] }, &limits)
+            .context(Kind::Input, || path.display().to_string())?;
         let millis = begin.elapsed().as_secs_f64() * 1000.0;
         let text =
             if self.args.json { self.as_json(path, &image, &answer, millis).to_string() } else { as_text(path, &image, &answer, millis) };

@@ -1,25 +1,33 @@
 //! The Gemma 1 and Gemma 2 decoders with a KV cache.
 //!
-//! Mirrors `GemmaModel` and `Gemma2Model` of `transformers`. No mask is ever built: the prefix (image, prompt, newline)
-//! is one block in which all see all, sliding layers included, and an answer's token comes alone, so that "causal" means
-//! "all so far" and a window means "the newest keys".
+//! Mirrors `GemmaModel` and `Gemma2Model` of `transformers`. Several conversations go through together, their rows one
+//! after another without padding: layers work on rows, and attention knows which rows belong to which cache. A row's
+//! reach says what it attends to: a row of the prefix (image, prompt, newline) the whole prefix, sliding layers included;
+//! a row of the answer all so far, or the newest of it in a sliding layer.
 
-use candle_core::{DType, Device, IndexOp, Result, Tensor};
+use std::ops::Range;
+
+use candle_core::{DType, Device, Result, Tensor};
 
 use crate::base;
+use crate::model::attention::{Attention, HostCache};
 use crate::model::config::{Activation, Family, TextConfig};
-use crate::model::layers::{Linear, RmsNorm, attend};
+use crate::model::layers::{Linear, RmsNorm, Weight};
 use crate::model::ops;
 use crate::model::weights::{Part, Scope, Weights};
 
 /// Embedding, layers, output table.
 pub struct Decoder {
     config: TextConfig,
-    embed: Tensor,
+    attention: Attention,
+    embed: Weight,
     layers: Vec<Layer>,
     norm: RmsNorm,
-    head: Tensor,
+    /// `None`: the embedding table.
+    head: Option<Weight>,
     rotary: Rotary,
+    device: Device,
+    dtype: DType,
 }
 
 struct Layer {
@@ -39,17 +47,66 @@ struct Layer {
     window: Option<usize>,
 }
 
-/// Keys and values of one conversation, `[capacity, kv_heads, head_dim]` per layer.
+/// Keys and values of one conversation.
 pub struct Cache {
-    layers: Vec<(Tensor, Tensor)>,
+    layers: Vec<LayerCache>,
+    capacity: usize,
+    /// Positions that are filled.
     len: usize,
+    /// How many of them are the prefix.
+    prefix: usize,
+}
+
+enum LayerCache {
+    Host(HostCache),
+    /// `[capacity, kv_heads, width]`.
+    Device(Tensor, Tensor),
 }
 
 impl Cache {
-    /// Forgets all; the memory stays.
-    pub fn clear(&mut self) {
-        self.len = 0;
+    /// Begins a conversation with a prefix of so many positions; the memory stays.
+    pub fn begin(&mut self, prefix: usize) {
+        (self.len, self.prefix) = (0, prefix);
     }
+
+    /// Forgets positions from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Positions of the prefix.
+    pub fn prefix(&self) -> usize {
+        self.prefix
+    }
+
+    /// Positions that are filled.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Positions there is room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// What the row at a position attends to.
+    fn reach(&self, position: usize, window: Option<usize>) -> Range<usize> {
+        match window {
+            _ if position < self.prefix => 0..self.prefix,
+            Some(window) => (position + 1).saturating_sub(window)..position + 1,
+            None => 0..position + 1,
+        }
+    }
+}
+
+/// Rows of one conversation.
+pub struct Segment<'a> {
+    /// Where its keys and values are, and will be.
+    pub cache: &'a mut Cache,
+    /// How many rows.
+    pub rows: usize,
+    /// Of how many rows, the last ones, the logits are wanted; at least 1.
+    pub wanted: usize,
 }
 
 impl Decoder {
@@ -57,53 +114,73 @@ impl Decoder {
     ///
     /// # Errors
     /// When a tensor is missing or of another shape.
-    pub fn new(weights: &Weights, config: &TextConfig, device: &Device) -> base::Result<Self> {
+    pub fn new(weights: &Weights, config: &TextConfig, device: &Device, dtype: DType) -> base::Result<Self> {
         use base::{Context, Kind};
         let scope = weights.part(Part::Language);
-        let table = [config.vocab_size, config.hidden_size];
-        let embed = scope.sub("embed_tokens").get("weight", &table)?;
-        let head = if config.tied { embed.clone() } else { weights.part(Part::Head).get("weight", &table)? };
+        let TextConfig { vocab_size, hidden_size, .. } = *config;
         let layers = config.windows.iter().enumerate();
         Ok(Self {
+            embed: Weight::read(&scope.sub("embed_tokens"), hidden_size, vocab_size)?,
             layers: layers
                 .map(|(layer, &window)| Layer::new(&scope.sub("layers").sub(layer), config, window))
                 .collect::<base::Result<_>>()?,
-            norm: RmsNorm::new(&scope.sub("norm"), config.hidden_size, config.norm_eps)?,
+            norm: RmsNorm::new(&scope.sub("norm"), hidden_size, config.norm_eps)?,
+            head: if config.tied { None } else { Some(Weight::read(&weights.part(Part::Head), hidden_size, vocab_size)?) },
             rotary: Rotary::new(config, device).context(Kind::Internal, || "cannot compute the position tables".to_owned())?,
+            attention: Attention {
+                heads: config.heads,
+                kv_heads: config.kv_heads,
+                width: config.head_dim,
+                scale: config.query_scale,
+                softcap: config.attn_softcap,
+            },
             config: config.clone(),
-            embed,
-            head,
+            device: device.clone(),
+            dtype,
         })
     }
 
     /// An empty cache for `capacity` positions.
     pub fn cache(&self, capacity: usize) -> Result<Cache> {
-        let zeros = || Tensor::zeros((capacity, self.config.kv_heads, self.config.head_dim), self.embed.dtype(), self.embed.device());
-        let layers = self.layers.iter().map(|_| Ok((zeros()?, zeros()?))).collect::<Result<_>>()?;
-        Ok(Cache { layers, len: 0 })
+        let zeros = || Tensor::zeros((capacity, self.config.kv_heads, self.config.head_dim), self.dtype, &self.device);
+        let layer = |_| match self.device {
+            Device::Cpu => Ok(LayerCache::Host(HostCache::new(&self.attention, capacity))),
+            _ => Ok(LayerCache::Device(zeros()?, zeros()?)),
+        };
+        let layers = self.layers.iter().map(layer).collect::<Result<_>>()?;
+        Ok(Cache { layers, capacity, len: 0, prefix: 0 })
+    }
+
+    /// Words in the vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        self.config.vocab_size
     }
 
     /// Embeddings of tokens, scaled by the root of the width: `[tokens, hidden]`.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        let ids = Tensor::new(ids, self.embed.device())?;
-        self.embed.index_select(&ids, 0)? * (self.config.hidden_size as f64).sqrt()
+        self.embed.rows(ids)? * (self.config.hidden_size as f64).sqrt()
     }
 
-    /// Adds `x` (`[rows, hidden]`) to the cache as one block and gives the logits after its last row, as 32-bit floats.
-    pub fn forward(&self, x: &Tensor, cache: &mut Cache) -> Result<Vec<f32>> {
-        let rows = x.dim(0)?;
+    /// Adds rows (`[rows, hidden]`, segment after segment) to the caches and gives the logits after the wanted rows,
+    /// `[wanted, vocabulary]`, as 32-bit floats on the processor.
+    pub fn forward(&self, x: &Tensor, segments: &mut [Segment<'_>]) -> Result<Tensor> {
         let mut x = x.clone();
-        for (layer, (keys, values)) in self.layers.iter().zip(&cache.layers) {
-            x = layer.forward(&x, &self.config, &self.rotary, (keys, values), cache.len)?;
+        for (at, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, self, segments, at)?;
         }
-        cache.len += rows;
-        let last = self.norm.forward(&x.narrow(0, rows - 1, 1)?)?;
-        let logits = last.matmul(&self.head.t()?)?.to_dtype(DType::F32)?;
+        for segment in segments {
+            segment.cache.len += segment.rows;
+        }
+        let logits = self.head.as_ref().unwrap_or(&self.embed).product(&self.norm.forward(&x)?)?.to_dtype(DType::F32)?;
         let logits = match self.config.final_softcap {
+            Some(cap) if ops::suits(&logits) => {
+                ops::soft_cap(&logits, cap as f32)?;
+                logits
+            }
             Some(cap) => ((logits / cap)?.tanh()? * cap)?,
             None => logits,
         };
-        logits.i(0)?.to_vec1()
+        logits.to_device(&Device::Cpu)
     }
 }
 
@@ -132,8 +209,16 @@ impl Layer {
         })
     }
 
-    fn forward(&self, x: &Tensor, config: &TextConfig, rotary: &Rotary, cache: (&Tensor, &Tensor), past: usize) -> Result<Tensor> {
-        let attended = self.attention(&self.input_norm.forward(x)?, config, rotary, cache, past)?;
+    /// In the last layer only the wanted rows go on once keys and values are stored: nothing sees the others any more.
+    fn forward(&self, x: &Tensor, decoder: &Decoder, segments: &mut [Segment<'_>], at: usize) -> Result<Tensor> {
+        let normed = self.input_norm.forward(x)?;
+        self.remember(&normed, decoder, segments, at)?;
+        let (x, normed, rows) = if at + 1 < decoder.layers.len() {
+            (x.clone(), normed, segments.iter().map(|segment| segment.rows).collect::<Vec<_>>())
+        } else {
+            (wanted(x, segments)?, wanted(&normed, segments)?, segments.iter().map(|segment| segment.wanted).collect())
+        };
+        let attended = self.attend(&normed, decoder, segments, at, &rows)?;
         let Some((before, after)) = &self.feed_forward_norms else {
             let x = (x + attended)?;
             return &x + self.feed_forward(&self.post_attention_norm.forward(&x)?)?;
@@ -143,41 +228,71 @@ impl Layer {
     }
 
     fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gate = self.activation.forward(self.gate.forward(x)?)?;
-        self.down.forward(&(gate * self.up.forward(x)?)?)
+        self.down.forward(&self.activation.gated(self.gate.forward(x)?, &self.up.forward(x)?)?)
     }
 
-    /// Grouped-query attention over the cache and the new rows. Queries that share a key head are stacked as rows of one
-    /// product, so keys and values are never repeated in memory.
-    fn attention(
-        &self,
-        x: &Tensor,
-        config: &TextConfig,
-        rotary: &Rotary,
-        (keys, values): (&Tensor, &Tensor),
-        past: usize,
-    ) -> Result<Tensor> {
+    /// Stores the keys and values of all rows.
+    fn remember(&self, x: &Tensor, decoder: &Decoder, segments: &mut [Segment<'_>], at: usize) -> Result<()> {
+        let Attention { kv_heads, width, .. } = decoder.attention;
         let rows = x.dim(0)?;
-        let TextConfig { heads, kv_heads, head_dim, .. } = *config;
-        let group = heads / kv_heads;
-        let q = rotary.rotate(self.query.forward(x)?.reshape((rows, heads, head_dim))?, past)?;
-        let k = rotary.rotate(self.key.forward(x)?.reshape((rows, kv_heads, head_dim))?, past)?;
-        let v = self.value.forward(x)?.reshape((rows, kv_heads, head_dim))?;
-        keys.slice_set(&k, 0, past)?;
-        values.slice_set(&v, 0, past)?;
-        // The prefix block is exempt from the window, and the window of a single row ends at that row.
-        let seen = match self.window {
-            Some(window) if past > 0 => window.min(past + rows),
-            _ => past + rows,
-        };
-        let first = past + rows - seen;
-        let k = keys.narrow(0, first, seen)?.transpose(0, 1)?;
-        let v = values.narrow(0, first, seen)?.transpose(0, 1)?;
-        let q = q.reshape((rows, kv_heads, group, head_dim))?.transpose(0, 1)?.reshape((kv_heads, rows * group, head_dim))?;
-        let out = attend(&q, &k, &v, config.query_scale, config.attn_softcap)?;
-        let out = out.reshape((kv_heads, rows, group, head_dim))?.transpose(0, 1)?.reshape((rows, heads * head_dim))?;
-        self.out.forward(&out)
+        let positions: Vec<usize> = segments.iter().flat_map(|segment| segment.cache.len..segment.cache.len + segment.rows).collect();
+        let keys = decoder.rotary.rotate(self.key.forward(x)?.reshape((rows, kv_heads, width))?, &positions)?;
+        let values = self.value.forward(x)?.reshape((rows, kv_heads, width))?;
+        let mut from = 0;
+        for segment in segments {
+            let (first, part) = (segment.cache.len, from..from + segment.rows);
+            match &mut segment.cache.layers[at] {
+                LayerCache::Device(old_keys, old_values) => {
+                    old_keys.slice_set(&keys.narrow(0, from, segment.rows)?.contiguous()?, 0, first)?;
+                    old_values.slice_set(&values.narrow(0, from, segment.rows)?.contiguous()?, 0, first)?;
+                }
+                LayerCache::Host(cache) => {
+                    let part = part.start * kv_heads * width..part.end * kv_heads * width;
+                    ops::with_values(&keys, |keys| {
+                        ops::with_values(&values, |values| cache.put(&decoder.attention, &keys[part.clone()], &values[part], first))
+                    })??;
+                }
+            }
+            from += segment.rows;
+        }
+        Ok(())
     }
+
+    /// Attention of the last `rows[n]` rows of each segment.
+    fn attend(&self, x: &Tensor, decoder: &Decoder, segments: &[Segment<'_>], at: usize, rows: &[usize]) -> Result<Tensor> {
+        let Attention { heads, width, .. } = decoder.attention;
+        let positions = |segment: &Segment<'_>, rows: usize| {
+            let end = segment.cache.len + segment.rows;
+            end - rows..end
+        };
+        let all: Vec<usize> = segments.iter().zip(rows).flat_map(|(segment, rows)| positions(segment, *rows)).collect();
+        let queries = decoder.rotary.rotate(self.query.forward(x)?.reshape((all.len(), heads, width))?, &all)?;
+        let mut from = 0;
+        let mut parts = Vec::with_capacity(segments.len());
+        for (segment, &rows) in segments.iter().zip(rows) {
+            let reach: Vec<Range<usize>> = positions(segment, rows).map(|position| segment.cache.reach(position, self.window)).collect();
+            parts.push(match &segment.cache.layers[at] {
+                LayerCache::Device(keys, values) => decoder.attention.on_device(&queries.narrow(0, from, rows)?, keys, values, &reach)?,
+                LayerCache::Host(cache) => {
+                    let part = from * heads * width..(from + rows) * heads * width;
+                    let out = ops::with_values(&queries, |queries| decoder.attention.on_host(&queries[part], cache, &reach))?;
+                    Tensor::from_vec(out, (rows, heads * width), &Device::Cpu)?
+                }
+            });
+            from += rows;
+        }
+        self.out.forward(&Tensor::cat(&parts, 0)?)
+    }
+}
+
+/// The wanted rows of each segment.
+fn wanted(x: &Tensor, segments: &[Segment<'_>]) -> Result<Tensor> {
+    let mut end = 0;
+    let parts = segments.iter().map(|segment| {
+        end += segment.rows;
+        x.narrow(0, end - segment.wanted, segment.wanted)
+    });
+    Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
 }
 
 /// Cosines and sines of the rotary embedding, `[positions, head_dim / 2]`, always in 32-bit floats: in bfloat16 positions
@@ -187,7 +302,6 @@ struct Rotary {
     sin: Vec<f32>,
     /// The same where the device wants them.
     tensors: (Tensor, Tensor),
-    half: usize,
 }
 
 impl Rotary {
@@ -199,18 +313,18 @@ impl Rotary {
         let angles = (1..=config.context).flat_map(|at| inverse.iter().map(move |inverse| at as f32 * inverse));
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
         let tensor = |values: &[f32]| Tensor::from_slice(values, (config.context, half), device);
-        Ok(Self { tensors: (tensor(&cos)?, tensor(&sin)?), cos, sin, half })
+        Ok(Self { tensors: (tensor(&cos)?, tensor(&sin)?), cos, sin })
     }
 
-    /// Rotates `[rows, heads, head_dim]`, whose first row is at position `first`; `x` is used up.
-    fn rotate(&self, x: Tensor, first: usize) -> Result<Tensor> {
-        let rows = x.dim(0)?;
+    /// Rotates `[rows, heads, head_dim]`, whose rows are at `positions`; `x` is used up.
+    fn rotate(&self, x: Tensor, positions: &[usize]) -> Result<Tensor> {
         if ops::suits(&x) {
-            let range = first * self.half..(first + rows) * self.half;
-            ops::rotate(&x, &self.cos[range.clone()], &self.sin[range])?;
+            ops::rotate(&x, &self.cos, &self.sin, positions)?;
             return Ok(x);
         }
-        let (cos, sin) = (self.tensors.0.narrow(0, first, rows)?, self.tensors.1.narrow(0, first, rows)?);
+        let positions: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
+        let positions = Tensor::new(positions, x.device())?;
+        let (cos, sin) = (self.tensors.0.index_select(&positions, 0)?, self.tensors.1.index_select(&positions, 0)?);
         let turned = candle_nn::rotary_emb::rope_thd(&x.to_dtype(DType::F32)?.unsqueeze(0)?, &cos, &sin)?;
         turned.squeeze(0)?.to_dtype(x.dtype())
     }

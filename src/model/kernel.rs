@@ -2,11 +2,12 @@
 //!
 //! Weights are unpacked sixteen columns and some hundred rows at a time into a *panel* that fits the first-level cache,
 //! and all rows of activations go over it before the next is unpacked, so that a stored type costs its unpacking once a
-//! product. Quantised weights meet activations rounded to 15 bits with a scale per 32 of a row: products of 16-bit
-//! integers, exact sums in 32 bits, scaled and added up as floats.
+//! product. Quantised weights meet activations rounded to integers with a scale per 32 of a row: 15 bits for the 8- and
+//! 6-bit types ([`Wide`]), 8 bits for the 4-bit type ([`Narrow`]). Sums over a block are exact; scaled, they are added up
+//! as floats.
 //!
 //! The order in which an element is summed up depends on the matrix alone, never on how many rows or threads take part:
-//! a row gives the same bits alone, in a batch, or as a draft. What decides whether an answer is kept rests on this.
+//! a row gives the same bits alone, in a batch, or as a draft. What decides whether a draft is kept rests on this.
 
 mod activations;
 mod portable;
@@ -14,39 +15,44 @@ mod unpack;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::OnceLock;
+use std::thread::LocalKey;
 
 use rayon::prelude::*;
 
-use crate::model::matrix::{Matrix, Type};
-use activations::Rounded;
+use crate::model::matrix::{Matrix, Type, View};
+use activations::{Floats, Narrow, Wide};
 
 pub use unpack::read_row;
 
 /// Columns of a panel.
 const GROUP: usize = 16;
 
+/// Panels side by side under one pass of the rows.
+const PANELS: usize = 2;
+
 /// Weights of a column under one scale.
 const BLOCK: usize = 32;
 
-/// Rows of a panel of integers; a partial sum in floats ends there.
-const DEPTH: usize = 512;
+/// Blocks of a panel of 16-bit integers.
+const WIDE_BLOCKS: usize = 8;
+
+/// Blocks of a panel of 8-bit integers.
+const NARROW_BLOCKS: usize = 16;
 
 /// Rows of a panel of floats; a partial sum ends there.
 const FLOAT_DEPTH: usize = 256;
 
-/// Panels side by side under one pass of the rows, at most.
-const PANELS: usize = 2;
-
-/// Rows under one pass, at most.
-const TILE: usize = 8;
+/// So few rows that memory sets the pace of a product.
+const FEW: usize = 32;
 
 /// Multiplications worth a thread of their own.
 const SHARE: usize = 1 << 18;
 
 /// The instructions a product is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub enum Isa {
     /// What the compiler makes of plain loops: any processor, NEON on 64-bit ARM.
     Portable,
@@ -57,24 +63,28 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// The best of this processor, or what `PALISADE_ISA` (`portable`, `avx2`, `avx512`) asks for where that is less.
+    /// The best of this processor, or what `PALISADE_ISA` (`portable`, `avx2`) asks for where that is less.
     pub fn detected() -> Self {
         static FOUND: OnceLock<Isa> = OnceLock::new();
-        *FOUND.get_or_init(|| {
-            let best = Self::best();
-            match std::env::var("PALISADE_ISA").as_deref() {
-                Ok("portable") => Self::Portable,
-                Ok("avx2") if best == Self::Avx512 => Self::Avx2,
-                _ => best,
-            }
+        *FOUND.get_or_init(|| match (std::env::var("PALISADE_ISA").as_deref(), Self::best()) {
+            (Ok("portable"), _) => Self::Portable,
+            (Ok("avx2"), Self::Avx512) => Self::Avx2,
+            (_, best) => best,
         })
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
     }
 
     #[cfg(target_arch = "x86_64")]
     fn best() -> Self {
         let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-        let avx512 = ["avx512f", "avx512bw", "avx512vl", "avx512vnni"];
-        let _ = avx512;
         let avx512 = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
@@ -90,33 +100,118 @@ impl Isa {
     fn best() -> Self {
         Self::Portable
     }
+
+    /// Rows under one pass over a panel, for integers and for floats: as many as the registers can sum up.
+    fn tile(self, integers: bool) -> usize {
+        match (self, integers) {
+            (Self::Portable, _) => 2,
+            (Self::Avx2, true) => 4,
+            (Self::Avx2, false) | (Self::Avx512, true) => 6,
+            (Self::Avx512, false) => 8,
+        }
+    }
 }
 
-/// `y = x · matrixᵀ`: `x` is `[n, cols]`, `y` is `[n, rows]`.
+/// `y = x · matrixᵀ`: `x` is `[n, cols]`, `y` is `[n, rows]`. Shared among threads where that is worth it.
 pub fn product(matrix: &Matrix, x: &[f32], y: &mut [f32]) {
-    product_with(Isa::detected(), matrix, x, y);
+    product_with(Isa::detected(), matrix.view(), x, y, rayon::current_num_threads());
 }
 
-fn product_with(isa: Isa, matrix: &Matrix, x: &[f32], y: &mut [f32]) {
-    let [columns, depth] = matrix.shape();
+/// As [`product`], on the calling thread alone.
+pub fn product_here(matrix: View<'_>, x: &[f32], y: &mut [f32]) {
+    product_with(Isa::detected(), matrix, x, y, 1);
+}
+
+fn product_with(isa: Isa, matrix: View<'_>, x: &[f32], y: &mut [f32], threads: usize) {
+    let View { rows: columns, cols: depth, .. } = matrix;
     let rows = x.len() / depth.max(1);
     assert!(x.len() == rows * depth && y.len() == rows * columns, "the shapes of a product do not fit");
     if y.is_empty() {
         return;
     }
-    let rounded = matrix.ty().is_quantised().then(|| Rounded::new(x, depth, matrix.ty()));
+    match matrix.ty {
+        Type::Q8_0 | Type::Q6K => run(isa, matrix, &Wide::new(x, depth, isa.tile(true)), y, threads),
+        Type::Q4K => run(isa, matrix, &Narrow::new(x, depth, isa.tile(true)), y, threads),
+        Type::F32 | Type::F16 | Type::Bf16 => run(isa, matrix, &Floats::new(x, depth, isa.tile(false)), y, threads),
+    }
+}
+
+/// A form that activations take, with the panels it is multiplied with.
+trait Form: Sync {
+    /// Unpacked weights of [`GROUP`] columns.
+    type Panel: 'static;
+
+    /// Steps of depth (blocks, or single rows) of a panel.
+    const STEPS: usize;
+
+    /// Steps of depth in all.
+    fn steps(&self) -> usize;
+
+    /// Rows in all.
+    fn rows(&self) -> usize;
+
+    /// Rows under one pass.
+    fn tile(&self) -> usize;
+
+    /// Where this thread unpacks to: made once, for panels are as large as a cache.
+    fn panels() -> &'static LocalKey<RefCell<Box<[Self::Panel]>>>;
+
+    /// Columns `columns` (at most [`GROUP`]) and steps `steps` of a matrix into a panel; columns that are not there
+    /// become zeros.
+    fn unpack(isa: Isa, matrix: View<'_>, columns: Range<usize>, steps: Range<usize>, panel: &mut Self::Panel);
+
+    /// Adds the products of rows from `row` on with the panels to `sums`, one entry per row of the tile.
+    fn multiply(&self, isa: Isa, panels: &[Self::Panel], row: usize, steps: Range<usize>, sums: &mut [Sums]);
+}
+
+/// Sums of one row over the panels of a pass.
+type Sums = [f32; GROUP * PANELS];
+
+fn run<F: Form>(isa: Isa, matrix: View<'_>, x: &F, y: &mut [f32], threads: usize) {
+    let View { rows: columns, cols: depth, .. } = matrix;
     let out = Out { values: y.as_mut_ptr(), columns };
-    let work = |part: Range<usize>| match &rounded {
-        Some(rounded) => integers(isa, matrix, rounded, out, part),
-        None => floats(isa, matrix, x, out, part),
+    let work = |part: Range<usize>| {
+        F::panels().with_borrow_mut(|panels| SUMS.with_borrow_mut(|sums| pass(isa, matrix, x, (panels, sums), out, part)))
     };
-    let threads = (rows * columns * depth / SHARE).clamp(1, rayon::current_num_threads());
+    let threads = (x.rows() * columns * depth / SHARE).clamp(1, threads);
     if threads == 1 {
         return work(0..columns);
     }
     // Some parts more than threads, so that one that is held up does not hold up all.
     let part = columns.div_ceil(threads * 4).next_multiple_of(GROUP * PANELS);
     (0..columns.div_ceil(part)).into_par_iter().for_each(|at| work(at * part..((at + 1) * part).min(columns)));
+}
+
+thread_local! {
+    static SUMS: RefCell<Vec<Sums>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Columns `part` of the result.
+fn pass<F: Form>(isa: Isa, matrix: View<'_>, x: &F, (panels, sums): (&mut [F::Panel], &mut Vec<Sums>), out: Out, part: Range<usize>) {
+    for column in part.clone().step_by(GROUP * PANELS) {
+        let width = (part.end - column).min(GROUP * PANELS);
+        let used = width.div_ceil(GROUP);
+        sums.clear();
+        sums.resize(x.rows(), [0.0; GROUP * PANELS]);
+        for start in (0..x.steps()).step_by(F::STEPS) {
+            let steps = start..x.steps().min(start + F::STEPS);
+            if x.rows() <= FEW {
+                // Little is computed with each weight: memory sets the pace, and the next panels' bytes are called ahead.
+                let next = (column + GROUP * PANELS).min(part.end)..(column + 2 * GROUP * PANELS).min(part.end);
+                unpack::call_ahead(matrix.bytes_of(next), steps.start, steps.end, x.steps());
+            }
+            for (at, panel) in panels[..used].iter_mut().enumerate() {
+                let from = column + at * GROUP;
+                F::unpack(isa, matrix, from..part.end.min(from + GROUP), steps.clone(), panel);
+            }
+            for (at, sums) in sums.chunks_mut(x.tile()).enumerate() {
+                x.multiply(isa, &panels[..used], at * x.tile(), steps.clone(), sums);
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            out.put(row, column, &sums[..width]);
+        }
+    }
 }
 
 /// The result, which threads fill in columns of their own.
@@ -126,148 +221,192 @@ struct Out {
     columns: usize,
 }
 
-// SAFETY: every thread writes columns that no other thread writes, and reads none but its own.
+// SAFETY: every thread writes columns that no other thread writes, and none reads.
 #[allow(unsafe_code)]
 unsafe impl Send for Out {}
 // SAFETY: as above.
 #[allow(unsafe_code)]
 unsafe impl Sync for Out {}
 
-/// Sums of one pass: up to [`TILE`] rows by up to [`PANELS`] panels.
-type Sums = [[f32; GROUP * PANELS]; TILE];
-
 impl Out {
-    /// Adds sums to rows from `row` and columns from `column`, or puts them there where they are the first.
     #[allow(unsafe_code)]
-    fn add(self, sums: &[[f32; GROUP * PANELS]], row: usize, column: usize, width: usize, first: bool) {
-        for (at, sums) in sums.iter().enumerate() {
-            // SAFETY: `product_with` has checked that the result holds all rows and columns, callers stay within their
-            // own columns, and the borrow behind the pointer outlives the threads.
-            let target = unsafe { std::slice::from_raw_parts_mut(self.values.add((row + at) * self.columns + column), width) };
-            if first {
-                target.copy_from_slice(&sums[..width]);
-            } else {
-                target.iter_mut().zip(sums).for_each(|(target, sum)| *target += sum);
-            }
+    fn put(self, row: usize, column: usize, sums: &[f32]) {
+        // SAFETY: `product_with` has checked that the result holds all rows and columns, `pass` stays within its own
+        // columns, and the borrow behind the pointer outlives the threads.
+        let target = unsafe { std::slice::from_raw_parts_mut(self.values.add(row * self.columns + column), sums.len()) };
+        target.copy_from_slice(sums);
+    }
+}
+
+/// Weights as 16-bit integers: per block and pair of rows, sixteen columns of two values; and what an integer counts.
+#[repr(align(64))]
+struct WidePanel {
+    values: [[[[i16; 2]; GROUP]; BLOCK / 2]; WIDE_BLOCKS],
+    scales: [[f32; GROUP]; WIDE_BLOCKS],
+}
+
+impl WidePanel {
+    fn new() -> Self {
+        Self { values: [[[[0; 2]; GROUP]; BLOCK / 2]; WIDE_BLOCKS], scales: [[0.0; GROUP]; WIDE_BLOCKS] }
+    }
+}
+
+/// Weights as unsigned 8-bit integers of at most four bits: per block and four rows, sixteen columns of four
+/// values; what an integer counts, and what is taken off each weight.
+#[repr(align(64))]
+struct NarrowPanel {
+    values: [[[[u8; 4]; GROUP]; BLOCK / 4]; NARROW_BLOCKS],
+    scales: [[f32; GROUP]; NARROW_BLOCKS],
+    mins: [[f32; GROUP]; NARROW_BLOCKS],
+}
+
+impl NarrowPanel {
+    fn new() -> Self {
+        Self {
+            values: [[[[0; 4]; GROUP]; BLOCK / 4]; NARROW_BLOCKS],
+            scales: [[0.0; GROUP]; NARROW_BLOCKS],
+            mins: [[0.0; GROUP]; NARROW_BLOCKS],
         }
     }
 }
 
-/// Unpacked integers: per block of 32 rows and pair of rows, sixteen columns of two values.
-#[repr(align(64))]
-struct IntPanel {
-    values: [[[[i16; 2]; GROUP]; BLOCK / 2]; DEPTH / BLOCK],
-    /// What a value counts.
-    scales: [[f32; GROUP]; DEPTH / BLOCK],
-    /// What is taken off each weight.
-    mins: [[f32; GROUP]; DEPTH / BLOCK],
-}
-
-/// Unpacked floats: rows of sixteen columns.
+/// Weights as floats: rows of sixteen columns.
 #[repr(align(64))]
 struct FloatPanel([[f32; GROUP]; FLOAT_DEPTH]);
 
-fn integers(isa: Isa, matrix: &Matrix, x: &Rounded, out: Out, columns: Range<usize>) {
-    let blocks = matrix.shape()[1].div_ceil(BLOCK);
-    let mut panels = int_panels();
-    let tile = tile_of_integers(isa);
-    for start in (0..blocks).step_by(DEPTH / BLOCK) {
-        let chunk = start..blocks.min(start + DEPTH / BLOCK);
-        for column in columns.clone().step_by(GROUP * PANELS) {
-            let width = (columns.end - column).min(GROUP * PANELS);
-            let used = width.div_ceil(GROUP);
-            for (at, panel) in panels[..used].iter_mut().enumerate() {
-                let from = column + at * GROUP;
-                unpack::integers(isa, matrix, from..columns.end.min(from + GROUP), chunk.clone(), panel);
+impl FloatPanel {
+    fn new() -> Self {
+        Self([[0.0; GROUP]; FLOAT_DEPTH])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use candle_core::quantized::{GgmlDType, QTensor};
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+    use crate::model::matrix::Bytes;
+
+    const TYPES: [Type; 6] = [Type::F32, Type::F16, Type::Bf16, Type::Q8_0, Type::Q6K, Type::Q4K];
+
+    fn numbers(count: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn matrix(ty: Type, rows: usize, cols: usize) -> Matrix {
+        let values = numbers(rows * cols, 7);
+        let bytes: Vec<u8> = match ty {
+            Type::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Type::F16 => values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect(),
+            Type::Bf16 => values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect(),
+            _ => {
+                let padded = cols.next_multiple_of(ty.block());
+                let mut all = Vec::new();
+                for row in values.chunks(cols) {
+                    all.extend_from_slice(row);
+                    all.resize(all.len() + padded - cols, 0.0);
+                }
+                let ggml = match ty {
+                    Type::Q8_0 => GgmlDType::Q8_0,
+                    Type::Q6K => GgmlDType::Q6K,
+                    _ => GgmlDType::Q4K,
+                };
+                let tensor = Tensor::from_vec(all, (rows, padded), &Device::Cpu).unwrap();
+                QTensor::quantize(&tensor, ggml).unwrap().data().unwrap().into_owned()
             }
-            for row in (0..x.rows()).step_by(tile) {
-                let rows = row..x.rows().min(row + tile);
-                let mut sums: Sums = [[0.0; GROUP * PANELS]; TILE];
-                multiply_integers(isa, &panels[..used], x, rows.clone(), chunk.clone(), &mut sums);
-                out.add(&sums[..rows.len()], row, column, width, start == 0);
+        };
+        Matrix::new(ty, rows, cols, Bytes::Owned(Arc::new(bytes))).unwrap()
+    }
+
+    fn isas() -> Vec<Isa> {
+        [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| *isa as usize <= Isa::best() as usize).collect()
+    }
+
+    /// The product in double precision over the weights as they are stored.
+    fn plain(matrix: &Matrix, x: &[f32]) -> Vec<f32> {
+        let [rows, cols] = matrix.shape();
+        let mut row = vec![0.0; cols];
+        let mut y = vec![0.0; x.len() / cols * rows];
+        for at in 0..rows {
+            matrix.read_row(at, &mut row);
+            for (n, x) in x.chunks(cols).enumerate() {
+                y[n * rows + at] = x.iter().zip(&row).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>() as f32;
+            }
+        }
+        y
+    }
+
+    /// Activations as the integer products see them.
+    fn rounded(x: &[f32], cols: usize, ty: Type) -> Vec<f32> {
+        let top = match ty {
+            Type::Q8_0 | Type::Q6K => 16_383.0,
+            Type::Q4K => 127.0,
+            _ => return x.to_vec(),
+        };
+        let block = |block: &[f32]| {
+            let scale = block.iter().fold(0.0_f32, |most, x| most.max(x.abs())) / top;
+            block.iter().map(|x| (x / scale).round_ties_even() * scale).collect::<Vec<_>>()
+        };
+        x.chunks(cols).flat_map(|row| row.chunks(BLOCK).flat_map(block)).collect()
+    }
+
+    #[test]
+    fn every_type_and_instruction_set_agrees_with_the_plain_product() {
+        for ty in TYPES {
+            for (n, rows, cols) in [(1, 16, 32), (3, 33, 40), (9, 50, 600), (13, 97, 1152), (2, 5, 1), (7, 64, 1030)] {
+                let (matrix, x) = (matrix(ty, rows, cols), numbers(n * cols, 3));
+                let expected = plain(&matrix, &rounded(&x, cols, ty));
+                for isa in isas() {
+                    let mut y = vec![f32::NAN; n * rows];
+                    product_with(isa, matrix.view(), &x, &mut y, 2);
+                    let apart = y.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    assert!(apart <= 1e-5 * (cols as f32).sqrt(), "{ty:?} {isa:?} [{n}, {cols}] x [{rows}, {cols}]: {apart}");
+                }
             }
         }
     }
-}
 
-fn floats(isa: Isa, matrix: &Matrix, x: &[f32], out: Out, columns: Range<usize>) {
-    let depth = matrix.shape()[1];
-    let rows = x.len() / depth;
-    let mut panels = float_panels();
-    let tile = tile_of_floats(isa);
-    for start in (0..depth).step_by(FLOAT_DEPTH) {
-        let chunk = start..depth.min(start + FLOAT_DEPTH);
-        for column in columns.clone().step_by(GROUP * PANELS) {
-            let width = (columns.end - column).min(GROUP * PANELS);
-            let used = width.div_ceil(GROUP);
-            for (at, panel) in panels[..used].iter_mut().enumerate() {
-                let from = column + at * GROUP;
-                unpack::floats(isa, matrix, from..columns.end.min(from + GROUP), chunk.clone(), panel);
-            }
-            for row in (0..rows).step_by(tile) {
-                let taken = tile.min(rows - row);
-                let mut sums: Sums = [[0.0; GROUP * PANELS]; TILE];
-                let x = &x[row * depth + start..(row + taken - 1) * depth + chunk.end];
-                multiply_floats(isa, &panels[..used], Strided { values: x, stride: depth, rows: taken }, chunk.len(), &mut sums);
-                out.add(&sums[..taken], row, column, width, start == 0);
+    #[test]
+    fn a_row_gives_the_same_bits_alone_and_among_others() {
+        let (n, rows, cols) = (23, 150, 1200);
+        for ty in TYPES {
+            let (matrix, x) = (matrix(ty, rows, cols), numbers(n * cols, 5));
+            for isa in isas() {
+                let mut together = vec![0.0; n * rows];
+                product_with(isa, matrix.view(), &x, &mut together, 2);
+                for (row, x) in x.chunks(cols).enumerate() {
+                    let mut alone = vec![0.0; rows];
+                    product_with(isa, matrix.view(), x, &mut alone, 1);
+                    let same = alone.iter().zip(&together[row * rows..]).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{ty:?} {isa:?}, row {row}");
+                }
             }
         }
     }
-}
 
-/// Rows of a larger matrix.
-#[derive(Clone, Copy)]
-struct Strided<'a> {
-    values: &'a [f32],
-    stride: usize,
-    rows: usize,
-}
-
-fn tile_of_integers(isa: Isa) -> usize {
-    match isa {
-        Isa::Portable => 2,
-        Isa::Avx2 => 4,
-        Isa::Avx512 => 6,
+    #[test]
+    fn what_is_no_number_stays_none() {
+        for ty in TYPES {
+            let matrix = matrix(ty, 20, 64);
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut x = numbers(128, 1);
+                x[70] = bad;
+                for isa in isas() {
+                    let mut y = vec![0.0; 40];
+                    product_with(isa, matrix.view(), &x, &mut y, 2);
+                    assert!(y[..20].iter().all(|y| y.is_finite()) && y[20..].iter().all(|y| !y.is_finite()), "{ty:?} {isa:?}");
+                }
+            }
+        }
     }
-}
-
-fn tile_of_floats(isa: Isa) -> usize {
-    match isa {
-        Isa::Portable => 2,
-        Isa::Avx2 => 6,
-        Isa::Avx512 => 8,
-    }
-}
-
-fn multiply_integers(isa: Isa, panels: &[IntPanel], x: &Rounded, rows: Range<usize>, blocks: Range<usize>, sums: &mut Sums) {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => x86::avx2_integers(panels, x, rows, blocks, sums),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => x86::avx512_integers(panels, x, rows, blocks, sums),
-        _ => portable::integers(panels, x, rows, blocks, sums),
-    }
-}
-
-fn multiply_floats(isa: Isa, panels: &[FloatPanel], x: Strided<'_>, depth: usize, sums: &mut Sums) {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => x86::avx2_floats(panels, x, depth, sums),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => x86::avx512_floats(panels, x, depth, sums),
-        _ => portable::floats(panels, x, depth, sums),
-    }
-}
-
-fn int_panels() -> Box<[IntPanel]> {
-    let empty = || IntPanel {
-        values: [[[[0; 2]; GROUP]; BLOCK / 2]; DEPTH / BLOCK],
-        scales: [[0.0; GROUP]; DEPTH / BLOCK],
-        mins: [[0.0; GROUP]; DEPTH / BLOCK],
-    };
-    (0..PANELS).map(|_| empty()).collect()
-}
-
-fn float_panels() -> Box<[FloatPanel]> {
-    (0..PANELS).map(|_| FloatPanel([[0.0; GROUP]; FLOAT_DEPTH])).collect()
 }

@@ -1,40 +1,109 @@
 //! The layers that tower and decoder share. Norms and softmax compute in 32-bit floats whatever the weights' type.
 
-use candle_core::{D, DType, Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::{DType, Result, Tensor};
 
 use crate::base::{self, Context, Kind};
 use crate::model::config::Activation;
+use crate::model::matrix::{Bytes, Matrix, Type};
 use crate::model::ops;
 use crate::model::weights::Scope;
 
 /// `x · Wᵀ (+ b)`, with `W` as `[out, in]`.
 pub struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
+    weight: Weight,
+    bias: Option<Values>,
+}
+
+/// Weights where they are multiplied.
+pub enum Weight {
+    /// On the processor, as they are stored; activations are 32-bit floats.
+    Host(Matrix),
+    /// On another device, in the type of the activations.
+    Device(Tensor),
+}
+
+impl Weight {
+    /// Reads `weight`, `[output, input]`.
+    ///
+    /// # Errors
+    /// When it is missing, of another shape, or not of floats.
+    pub fn read(scope: &Scope<'_>, input: usize, output: usize) -> base::Result<Self> {
+        if scope.on_host() {
+            return scope.matrix("weight", output, input).map(Self::Host);
+        }
+        scope.get("weight", &[output, input]).map(Self::Device)
+    }
+
+    /// From a tensor `[output, input]`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn of(tensor: Tensor) -> base::Result<Self> {
+        if !tensor.device().is_cpu() {
+            return Ok(Self::Device(tensor));
+        }
+        let read = || tensor.to_dtype(DType::F32)?.contiguous().and_then(|tensor| Ok((tensor.dims2()?, tensor.flatten_all()?.to_vec1()?)));
+        let ((output, input), values): (_, Vec<f32>) = read().context(Kind::Internal, || "cannot read a weight".to_owned())?;
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Matrix::new(Type::F32, output, input, Bytes::Owned(Arc::new(bytes))).map(Self::Host)
+    }
+
+    /// `[rows, in]` → `[rows, out]`.
+    pub fn product(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Device(weight) => x.matmul(&weight.t()?),
+            Self::Host(matrix) => {
+                let (rows, out) = (x.dim(0)?, matrix.shape()[0]);
+                let mut y = vec![0.0; rows * out];
+                ops::with_values(&x.contiguous()?, |x| matrix.product(x, &mut y))?;
+                Tensor::from_vec(y, (rows, out), x.device())
+            }
+        }
+    }
+
+    /// Some rows of the weight itself, `[ids, in]`.
+    pub fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+        match self {
+            Self::Device(weight) => weight.index_select(&Tensor::new(ids, weight.device())?, 0),
+            Self::Host(matrix) => {
+                let width = matrix.shape()[1];
+                let mut rows = vec![0.0; ids.len() * width];
+                rows.chunks_exact_mut(width).zip(ids).for_each(|(row, id)| matrix.read_row(*id as usize, row));
+                Tensor::from_vec(rows, (ids.len(), width), &candle_core::Device::Cpu)
+            }
+        }
+    }
 }
 
 impl Linear {
     /// Reads `weight` and `bias`.
     pub fn with_bias(scope: &Scope<'_>, input: usize, output: usize) -> base::Result<Self> {
-        Ok(Self { weight: scope.get("weight", &[output, input])?, bias: Some(scope.get("bias", &[output])?) })
+        let bias = Values::new(scope.get_f32("bias", &[output])?)?;
+        Ok(Self { weight: Weight::read(scope, input, output)?, bias: Some(bias) })
     }
 
     /// Reads `weight`.
     pub fn without_bias(scope: &Scope<'_>, input: usize, output: usize) -> base::Result<Self> {
-        Ok(Self { weight: scope.get("weight", &[output, input])?, bias: None })
+        Ok(Self { weight: Weight::read(scope, input, output)?, bias: None })
     }
 
     /// `[rows, in]` → `[rows, out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.matmul(&self.weight.t()?)?;
+        let y = self.weight.product(x)?;
         match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
+            Some(bias) if ops::suits(&y) => {
+                ops::add_to_rows(&y, &bias.plain)?;
+                Ok(y)
+            }
+            Some(bias) => y.broadcast_add(&bias.tensor.to_dtype(y.dtype())?),
         }
     }
 }
 
-/// Values of a norm, where the device wants them and as plain numbers.
+/// Numbers of a layer, where the device wants them and as plain numbers.
 struct Values {
     tensor: Tensor,
     plain: Vec<f32>,
@@ -42,7 +111,7 @@ struct Values {
 
 impl Values {
     fn new(tensor: Tensor) -> base::Result<Self> {
-        let plain = tensor.to_vec1().context(Kind::Internal, || "cannot read a norm's values".to_owned())?;
+        let plain = tensor.to_vec1().context(Kind::Internal, || "cannot read a layer's values".to_owned())?;
         Ok(Self { tensor, plain })
     }
 }
@@ -106,40 +175,13 @@ impl Activation {
             Self::GeluErf => x.gelu_erf(),
         }
     }
-}
 
-/// Attention without a mask: every query sees every key.
-///
-/// `q` is `[groups, rows, width]`, `k` and `v` are `[groups, keys, width]`; `scale` multiplies the scores, `softcap`
-/// bounds them. Gives `[groups, rows, width]`.
-pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, softcap: Option<f64>) -> Result<Tensor> {
-    let scores = strided(q)?.matmul(&strided(&k.transpose(1, 2)?)?)?;
-    let shares = if ops::suits(&scores) {
-        ops::capped_softmax(&scores, k.dim(1)?, scale as f32, softcap.map(|cap| cap as f32))?;
-        scores
-    } else {
-        let scores = scores.to_dtype(DType::F32)?;
-        let scores = match softcap {
-            Some(cap) => ((scores * (scale / cap))?.tanh()? * cap)?,
-            None => (scores * scale)?,
-        };
-        candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?
-    };
-    shares.matmul(&strided(v)?)
-}
-
-/// `[rows, heads * width]` → `[heads, rows, width]`, without a copy.
-pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (rows, width) = x.dims2()?;
-    x.reshape((rows, heads, width / heads))?.transpose(0, 1)
-}
-
-/// `[heads, rows, width]` → `[rows, heads * width]`.
-pub fn join_heads(x: &Tensor) -> Result<Tensor> {
-    x.transpose(0, 1)?.flatten_from(D::Minus2)
-}
-
-/// The processor's products take any strides; the GPU's want rows one after another.
-fn strided(x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { Ok(x.clone()) } else { x.contiguous() }
+    /// Applies it to `gate` and multiplies by `up`; `gate` is used up.
+    pub fn gated(self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
+        if self == Self::GeluTanh && ops::suits(&gate) && ops::suits(up) {
+            ops::gelu_tanh_times(&gate, up)?;
+            return Ok(gate);
+        }
+        self.forward(gate)? * up
+    }
 }

@@ -31,7 +31,7 @@ pub enum Type {
 
 impl Type {
     /// Weights in a block.
-    pub fn block(self) -> usize {
+    pub const fn block(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
             Self::Q8_0 => 32,
@@ -40,7 +40,7 @@ impl Type {
     }
 
     /// Bytes of a block.
-    pub fn block_bytes(self) -> usize {
+    pub const fn block_bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
@@ -111,15 +111,14 @@ impl Matrix {
         [self.rows, self.cols]
     }
 
-    /// The bytes of row `row`.
-    pub fn row_bytes(&self, row: usize) -> &[u8] {
-        let len = self.ty.row_bytes(self.cols);
-        &self.bytes.get()[row * len..][..len]
+    /// It all, to compute with.
+    pub fn view(&self) -> View<'_> {
+        View { ty: self.ty, rows: self.rows, cols: self.cols, stride: self.ty.row_bytes(self.cols), bytes: self.bytes.get() }
     }
 
     /// Row `row` as 32-bit floats, into `out` (`cols` values).
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
-        let bytes = self.row_bytes(row);
+        let bytes = self.view().row_bytes(row);
         match self.ty {
             Type::F32 => each(bytes, out, f32::from_le_bytes),
             Type::F16 => each(bytes, out, |two| f16::from_le_bytes(two).to_f32()),
@@ -133,6 +132,44 @@ impl Matrix {
     pub fn product(&self, x: &[f32], y: &mut [f32]) {
         kernel::product(self, x, y);
     }
+}
+
+/// A matrix whose rows need not follow each other closely.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// How the numbers are stored.
+    pub ty: Type,
+    /// Rows.
+    pub rows: usize,
+    /// Numbers of a row.
+    pub cols: usize,
+    /// Bytes from row to row.
+    pub stride: usize,
+    /// From the first row's first byte on.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> View<'a> {
+    /// `rows` rows of `cols` floats, `stride` floats apart.
+    pub fn of_floats(values: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        Self { ty: Type::F32, rows, cols, stride: 4 * stride, bytes: as_bytes(values) }
+    }
+
+    /// The bytes of row `row`.
+    pub fn row_bytes(&self, row: usize) -> &'a [u8] {
+        &self.bytes[row * self.stride..][..self.ty.row_bytes(self.cols)]
+    }
+
+    /// The bytes of some rows, and of what lies between them.
+    pub fn bytes_of(&self, rows: Range<usize>) -> &'a [u8] {
+        &self.bytes[(rows.start * self.stride).min(self.bytes.len())..(rows.end * self.stride).min(self.bytes.len())]
+    }
+}
+
+#[allow(unsafe_code)]
+fn as_bytes(values: &[f32]) -> &[u8] {
+    // SAFETY: floats have no padding, and a byte has no alignment.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
 fn each<const N: usize>(bytes: &[u8], out: &mut [f32], read: impl Fn([u8; N]) -> f32) {

@@ -1,10 +1,13 @@
-//! Element-wise work on the processor, in place and without a thread pool.
+//! Element-wise work on the processor, in place; on several threads only where there is much of it.
 //!
 //! The library's own versions wake a thread for every norm of a single row, which costs more than the row, and take
 //! `tanh` from the C library one number at a time. These are loops over plain slices that the compiler turns into vector
 //! code. They apply to 32-bit floats on the processor ([`suits`]); elsewhere the callers use the library.
 
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, D, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::model::kernel::Isa;
 
 /// Whether the functions here can work on `x`.
 pub fn suits(x: &Tensor) -> bool {
@@ -27,42 +30,100 @@ impl<F: Fn(&mut [f32])> InplaceOp1 for Op<F> {
     }
 }
 
-/// Runs `op` over the values of `x`, whose memory nobody else must hold.
-fn on_values(x: &Tensor, op: impl Fn(&mut [f32])) -> Result<()> {
-    x.inplace_op1(&Op(op))
+/// The values of a contiguous tensor of 32-bit floats on the processor.
+pub fn with_values<T>(x: &Tensor, work: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let (storage, layout) = x.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(work(&values[start..end])),
+        _ => bail!("an operation on the processor needs contiguous f32 values"),
+    }
+}
+
+/// Numbers worth a thread of their own.
+const SHARE: usize = 1 << 15;
+
+/// Runs `op` over rows of `width` values of `x`, whose memory nobody else must hold; some rows at a time, on all threads
+/// where there are many.
+fn on_rows(x: &Tensor, width: usize, op: impl Fn(&mut [f32]) + Sync) -> Result<()> {
+    x.inplace_op1(&Op(|values: &mut [f32]| {
+        let some = width * (SHARE / 8 / width).max(1);
+        if values.len() < SHARE {
+            lifted(|| op(values));
+        } else {
+            values.par_chunks_mut(some).for_each(|values| lifted(|| op(values)));
+        }
+    }))
+}
+
+/// Runs `work`, made of AVX2 instructions where the processor has them: the program as a whole is built for any.
+#[allow(unsafe_code)]
+#[inline(always)]
+fn lifted(work: impl FnOnce()) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn with_avx2(work: impl FnOnce()) {
+            work();
+        }
+        if Isa::detected() != Isa::Portable {
+            // SAFETY: they are there.
+            return unsafe { with_avx2(work) };
+        }
+    }
+    work();
 }
 
 /// GELU by its tanh approximation, in place.
 pub fn gelu_tanh(x: &Tensor) -> Result<()> {
-    const ROOT: f32 = 0.797_884_6; // sqrt(2 / π)
-    on_values(x, |values| {
-        for value in values {
-            let v = *value;
-            *value = 0.5 * v * (1.0 + tanh(ROOT * v * (1.0 + 0.044_715 * v * v)));
-        }
-    })
+    on_rows(x, 1, |values| values.iter_mut().for_each(|value| *value = gelu(*value)))
 }
 
-/// The softmax of each row of `width` scores times `scale`, bounded by `softcap`; in place.
-pub fn capped_softmax(x: &Tensor, width: usize, scale: f32, softcap: Option<f32>) -> Result<()> {
-    on_values(x, |values| {
-        for row in values.chunks_exact_mut(width) {
-            match softcap {
-                Some(cap) => row.iter_mut().for_each(|score| *score = cap * tanh(*score * (scale / cap))),
-                None => row.iter_mut().for_each(|score| *score *= scale),
+/// `gate = gelu(gate) * up`, in place.
+pub fn gelu_tanh_times(gate: &Tensor, up: &Tensor) -> Result<()> {
+    let width = gate.dim(D::Minus1)?;
+    with_values(up, |up| {
+        gate.inplace_op1(&Op(|gate: &mut [f32]| {
+            let work = |(gate, up): (&mut [f32], &[f32])| {
+                lifted(|| gate.iter_mut().zip(up).for_each(|(gate, up)| *gate = gelu(*gate) * up));
+            };
+            if gate.len() < SHARE {
+                work((gate, up));
+            } else {
+                gate.par_chunks_mut(width).zip(up.par_chunks(width)).for_each(work);
             }
-            let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            row.iter_mut().for_each(|score| *score = exp(*score - top));
-            let share = 1.0 / sum(row);
-            row.iter_mut().for_each(|score| *score *= share);
+        }))
+    })?
+}
+
+#[inline(always)]
+fn gelu(v: f32) -> f32 {
+    const ROOT: f32 = 0.797_884_6; // sqrt(2 / π)
+    0.5 * v * (1.0 + tanh(ROOT * v * (1.0 + 0.044_715 * v * v)))
+}
+
+/// `cap * tanh(x / cap)`, in place.
+pub fn soft_cap(x: &Tensor, cap: f32) -> Result<()> {
+    on_rows(x, 1, |values| values.iter_mut().for_each(|value| *value = cap * tanh(*value / cap)))
+}
+
+/// The softmax of scores times `scale`, bounded by `softcap`; in place.
+pub fn softmax(scores: &mut [f32], scale: f32, softcap: Option<f32>) {
+    lifted(|| {
+        match softcap {
+            Some(cap) => scores.iter_mut().for_each(|score| *score = cap * tanh(*score * (scale / cap))),
+            None => scores.iter_mut().for_each(|score| *score *= scale),
         }
-    })
+        let top = top(scores);
+        scores.iter_mut().for_each(|score| *score = exp(*score - top));
+        let share = 1.0 / sum(scores);
+        scores.iter_mut().for_each(|score| *score *= share);
+    });
 }
 
 /// `row / sqrt(mean(row²) + eps) * weight` for each row.
 pub fn rms_norm(x: &Tensor, weight: &[f32], eps: f32) -> Result<Tensor> {
     let x = x.copy()?;
-    on_values(&x, |values| {
+    on_rows(&x, weight.len(), |values| {
         for row in values.chunks_exact_mut(weight.len()) {
             let root = (sum_of(row, |value| value * value) / weight.len() as f32 + eps).sqrt();
             let factor = 1.0 / root;
@@ -75,7 +136,7 @@ pub fn rms_norm(x: &Tensor, weight: &[f32], eps: f32) -> Result<Tensor> {
 /// `(row - mean) / sqrt(variance + eps) * weight + bias` for each row.
 pub fn layer_norm(x: &Tensor, weight: &[f32], bias: &[f32], eps: f32) -> Result<Tensor> {
     let x = x.copy()?;
-    on_values(&x, |values| {
+    on_rows(&x, weight.len(), |values| {
         for row in values.chunks_exact_mut(weight.len()) {
             let mean = sum(row) / weight.len() as f32;
             let variance = sum_of(row, |value| (value - mean) * (value - mean)) / weight.len() as f32;
@@ -88,13 +149,22 @@ pub fn layer_norm(x: &Tensor, weight: &[f32], bias: &[f32], eps: f32) -> Result<
     Ok(x)
 }
 
-/// Rotates heads in place: `x` is `[rows, heads, 2 * half]`; `cos` and `sin` hold `half` values for each row.
-pub fn rotate(x: &Tensor, cos: &[f32], sin: &[f32]) -> Result<()> {
+/// Adds `bias` to each row, in place.
+pub fn add_to_rows(x: &Tensor, bias: &[f32]) -> Result<()> {
+    on_rows(x, bias.len(), |values| {
+        for row in values.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+        }
+    })
+}
+
+/// Rotates heads in place: `x` is `[rows, heads, 2 * half]`; `cos` and `sin` hold `half` values for each position.
+pub fn rotate(x: &Tensor, cos: &[f32], sin: &[f32], positions: &[usize]) -> Result<()> {
     let (_, heads, width) = x.dims3()?;
     let half = width / 2;
-    on_values(x, |values| {
-        let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
-        for (row, (cos, sin)) in values.chunks_exact_mut(heads * width).zip(angles) {
+    x.inplace_op1(&Op(|values: &mut [f32]| {
+        for (row, position) in values.chunks_exact_mut(heads * width).zip(positions) {
+            let (cos, sin) = (&cos[position * half..][..half], &sin[position * half..][..half]);
             for head in row.chunks_exact_mut(width) {
                 let (first, second) = head.split_at_mut(half);
                 for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
@@ -102,14 +172,29 @@ pub fn rotate(x: &Tensor, cos: &[f32], sin: &[f32]) -> Result<()> {
                 }
             }
         }
-    })
+    }))
 }
 
+/// The greatest; NaN only where all are.
+#[inline(always)]
+fn top(row: &[f32]) -> f32 {
+    let (chunks, rest) = row.as_chunks::<8>();
+    let mut lanes = [f32::NEG_INFINITY; 8];
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane = if value > *lane { value } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+#[inline(always)]
 fn sum(row: &[f32]) -> f32 {
     sum_of(row, |value| value)
 }
 
 /// In eight lanes: a single running sum cannot be vectorised, and rounds worse.
+#[inline(always)]
 fn sum_of(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     let (chunks, rest) = row.as_chunks::<8>();
     let mut lanes = [0.0_f32; 8];
@@ -122,6 +207,7 @@ fn sum_of(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
 }
 
 /// `e^x` to about 2e-7 of its value (Cephes' `expf`, without branches). NaN stays NaN.
+#[inline(always)]
 fn exp(x: f32) -> f32 {
     // Adding this leaves the nearest whole number in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
@@ -138,6 +224,7 @@ fn exp(x: f32) -> f32 {
 }
 
 /// The hyperbolic tangent to about 2e-7 of its value (Cephes' `tanhf`, without branches). NaN stays NaN.
+#[inline(always)]
 fn tanh(x: f32) -> f32 {
     let z = x * x;
     let p = -5.704_988_7e-3 * z + 2.063_909e-2;
@@ -187,14 +274,15 @@ mod tests {
         assert!(apart(&rms_norm(&x, &weight, 1e-6).unwrap(), &theirs) < 1e-5);
         let theirs = candle_nn::ops::layer_norm(&x, &weights, &biases, 1e-6).unwrap();
         assert!(apart(&layer_norm(&x, &weight, &bias, 1e-6).unwrap(), &theirs) < 1e-5);
-        let ours = x.copy().unwrap();
-        capped_softmax(&ours, 6, 0.7, Some(2.0)).unwrap();
+        let mut ours: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
+        ours.chunks_exact_mut(6).for_each(|row| softmax(row, 0.7, Some(2.0)));
+        let ours = Tensor::from_vec(ours, x.shape(), &Device::Cpu).unwrap();
         let theirs = candle_nn::ops::softmax_last_dim(&((&x * 0.35).unwrap().tanh().unwrap() * 2.0).unwrap()).unwrap();
         assert!(apart(&ours, &theirs) < 1e-6);
         let angles: Vec<f32> = (0..15).map(|at| at as f32 * 0.3).collect();
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|angle| (angle.cos(), angle.sin())).unzip();
         let ours = x.copy().unwrap();
-        rotate(&ours, &cos, &sin).unwrap();
+        rotate(&ours, &cos, &sin, &[0, 1, 2, 3, 4]).unwrap();
         let table = |values: &[f32]| Tensor::from_slice(values, (5, 3), &Device::Cpu).unwrap();
         let theirs = candle_nn::rotary_emb::rope_thd(&x.unsqueeze(0).unwrap(), &table(&cos), &table(&sin)).unwrap();
         assert!(apart(&ours, &theirs.squeeze(0).unwrap()) < 1e-6);

@@ -5,15 +5,17 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::base;
+use crate::model::attention::{Attention, HostCache};
 use crate::model::config::VisionConfig;
-use crate::model::layers::{LayerNorm, Linear, attend, join_heads, split_heads};
+use crate::model::layers::{LayerNorm, Linear, Weight};
+use crate::model::ops;
 use crate::model::weights::{Part, Scope, Weights};
 
 /// Tower and projector.
 pub struct Vision {
     config: VisionConfig,
     /// `[width, 3 * patch * patch]`: a convolution whose stride is its size is a product over unfolded patches.
-    patch: Tensor,
+    patch: Weight,
     /// `[patches, width]`, the convolution's bias included.
     position: Tensor,
     blocks: Vec<Block>,
@@ -47,7 +49,7 @@ impl Vision {
         let position = embed.sub("position_embedding").get("weight", &[config.patches(), hidden])?;
         let internal = || "cannot prepare the patch embedding".to_owned();
         Ok(Self {
-            patch: patch.reshape((hidden, 3 * side * side)).context(Kind::Internal, internal)?,
+            patch: Weight::of(patch.reshape((hidden, 3 * side * side)).context(Kind::Internal, internal)?)?,
             position: position.broadcast_add(&bias).context(Kind::Internal, internal)?,
             blocks: (0..config.layers)
                 .map(|layer| Block::new(&tower.sub("encoder.layers").sub(layer), config))
@@ -58,15 +60,17 @@ impl Vision {
         })
     }
 
-    /// `pixels` (`[3, size, size]`, normalised) → `[patches, width]`.
+    /// Pictures, `pixels` (`[pictures, 3, size, size]`, normalised) → `[pictures * patches, width]`.
     pub fn forward(&self, pixels: &Tensor, dtype: DType) -> Result<Tensor> {
-        let (grid, side) = (self.config.grid(), self.config.patch_size);
+        let (grid, side, pictures) = (self.config.grid(), self.config.patch_size, pixels.dim(0)?);
         // A remainder at the right and lower edge that fills no patch is left out, as a "valid" convolution does.
-        let pixels = pixels.narrow(1, 0, grid * side)?.narrow(2, 0, grid * side)?;
-        let patches = pixels.reshape((3, grid, side, grid, side))?.permute((1, 3, 0, 2, 4))?.reshape((grid * grid, 3 * side * side))?;
-        let mut x = (patches.to_dtype(dtype)?.matmul(&self.patch.t()?)? + &self.position)?;
+        let pixels = pixels.narrow(2, 0, grid * side)?.narrow(3, 0, grid * side)?;
+        let patches = pixels.reshape(&[pictures, 3, grid, side, grid, side])?.permute([0, 2, 4, 1, 3, 5].as_slice())?;
+        let patches = patches.reshape((pictures * grid * grid, 3 * side * side))?.to_dtype(dtype)?;
+        let x = self.patch.product(&patches)?.reshape((pictures, grid * grid, self.config.hidden_size))?;
+        let mut x = x.broadcast_add(&self.position)?.flatten_to(1)?;
         for block in &self.blocks {
-            x = block.forward(&x, &self.config)?;
+            x = block.forward(&x, &self.config, pictures)?;
         }
         self.projector.forward(&self.norm.forward(&x)?)
     }
@@ -88,17 +92,33 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor, config: &VisionConfig) -> Result<Tensor> {
-        let heads = config.heads;
-        let scale = ((config.hidden_size / heads) as f64).powf(-0.5);
+    fn forward(&self, x: &Tensor, config: &VisionConfig, pictures: usize) -> Result<Tensor> {
         let h = self.norm1.forward(x)?;
-        let q = split_heads(&self.query.forward(&h)?, heads)?;
-        let k = split_heads(&self.key.forward(&h)?, heads)?;
-        let v = split_heads(&self.value.forward(&h)?, heads)?;
-        let x = (x + self.out.forward(&join_heads(&attend(&q, &k, &v, scale, None)?)?)?)?;
+        let attended = attend(&self.query.forward(&h)?, &self.key.forward(&h)?, &self.value.forward(&h)?, config, pictures)?;
+        let x = (x + self.out.forward(&attended)?)?;
         let h = config.activation.forward(self.up.forward(&self.norm2.forward(&x)?)?)?;
         &x + self.down.forward(&h)?
     }
+}
+
+/// Attention within each picture: all patches see all.
+fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, config: &VisionConfig, pictures: usize) -> Result<Tensor> {
+    let (heads, width, patches) = (config.heads, config.hidden_size / config.heads, config.patches());
+    let attention = Attention { heads, kv_heads: heads, width, scale: (width as f64).powf(-0.5), softcap: None };
+    let reach = vec![0..patches; patches];
+    let picture = |at: usize| {
+        let part = |x: &Tensor| x.narrow(0, at * patches, patches)?.contiguous();
+        let (queries, keys, values) = (part(queries)?, part(keys)?, part(values)?);
+        if ops::suits(&queries) {
+            let mut cache = HostCache::new(&attention, patches);
+            ops::with_values(&keys, |keys| ops::with_values(&values, |values| cache.put(&attention, keys, values, 0)))??;
+            let out = ops::with_values(&queries, |queries| attention.on_host(queries, &cache, &reach))?;
+            return Tensor::from_vec(out, (patches, config.hidden_size), queries.device());
+        }
+        let split = |x: &Tensor| x.reshape((patches, heads, width));
+        attention.on_device(&split(&queries)?, &split(&keys)?, &split(&values)?, &reach)
+    };
+    Tensor::cat(&(0..pictures).map(picture).collect::<Result<Vec<_>>>()?, 0)
 }
 
 #[cfg(test)]
@@ -131,7 +151,7 @@ mod tests {
         let pixels: Vec<f32> = (0..3 * side * side).map(|n| (n as f32 * 0.37).sin()).collect();
         let pixels = Tensor::from_vec(pixels, (3, side, side), &Device::Cpu).unwrap();
         let expected = ours.projector.forward(&theirs.forward(&pixels.unsqueeze(0).unwrap()).unwrap().squeeze(0).unwrap()).unwrap();
-        let got = ours.forward(&pixels, DType::F32).unwrap();
+        let got = ours.forward(&pixels.unsqueeze(0).unwrap(), DType::F32).unwrap();
         let furthest = (got - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(furthest < 1e-4, "{furthest} apart");
     }

@@ -103,6 +103,24 @@ impl Scope<'_> {
         self.get_as(name, shape, DType::F32)
     }
 
+    /// Whether products are computed on the processor.
+    pub fn on_host(&self) -> bool {
+        self.weights.device.is_cpu()
+    }
+
+    /// Stopgap.
+    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<crate::model::matrix::Matrix> {
+        let values: Vec<f32> =
+            self.get_f32(name, &[rows, cols])?.flatten_all().context(Kind::Internal, || "")?.to_vec1().context(Kind::Internal, || "")?;
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        crate::model::matrix::Matrix::new(
+            crate::model::matrix::Type::F32,
+            rows,
+            cols,
+            crate::model::matrix::Bytes::Owned(std::sync::Arc::new(bytes)),
+        )
+    }
+
     fn get_as(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let Weights { files, folder, device, .. } = self.weights;
         let (name, folder) = (format!("{}.{name}", self.prefix), folder.display());

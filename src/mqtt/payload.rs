@@ -249,7 +249,14 @@ mod tests {
 
     #[test]
     fn nothing_found_is_said_with_empty_lists() {
-        let looked = street(Answer { raw: "\"é\n".to_owned(), finish: Finish::Length, detections: vec![], rejected: vec![], tokens: vec![], drafts_accepted: 0 });
+        let looked = street(Answer {
+            raw: "\"é\n".to_owned(),
+            finish: Finish::Length,
+            detections: vec![],
+            rejected: vec![],
+            tokens: vec![],
+            drafts_accepted: 0,
+        });
         let value: Value = serde_json::from_slice(&super::looked(&looked, &context())).unwrap();
         assert_eq!((&value["raw"], &value["finish"]), (&json!("\"é\n"), &json!("length")));
         assert_eq!((&value["detections"], &value["dropped"]), (&json!([]), &json!([])));

@@ -1,43 +1,72 @@
 //! The inner loops for any processor, written so that a compiler can turn them into vector code.
 
-use std::ops::Range;
+use crate::model::kernel::activations::{FloatTile, NarrowTile, WideTile};
+use crate::model::kernel::{BLOCK, FloatPanel, GROUP, NarrowPanel, Sums, WidePanel};
 
-use crate::model::kernel::activations::Rounded;
-use crate::model::kernel::{BLOCK, FloatPanel, GROUP, IntPanel, Strided, Sums};
-
-/// Sums of integer products over `blocks` blocks of rows `rows`.
-pub fn integers(panels: &[IntPanel], x: &Rounded, rows: Range<usize>, blocks: Range<usize>, sums: &mut Sums) {
-    for (row, sums) in rows.zip(sums) {
-        for (at, block) in blocks.clone().enumerate() {
-            let (values, _) = x.row(row, block)[..BLOCK].as_chunks::<2>();
-            let (scale, sum) = (x.scales[row * x.blocks + block], x.sums.get(row * x.blocks + block));
-            for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(GROUP)) {
+/// Adds products of 16-bit integers to `sums`, an entry per row of the tile.
+pub fn wide(panels: &[WidePanel], tile: WideTile<'_>, sums: &mut [Sums]) {
+    let rows = sums.len();
+    for (row, sums) in sums.iter_mut().enumerate() {
+        for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(GROUP)) {
+            let mut total = [0.0_f32; GROUP];
+            for (at, values) in tile.values.chunks_exact(rows * BLOCK / 2).enumerate() {
                 let mut whole = [0_i32; GROUP];
-                for (weights, &[a, b]) in panel.values[at].iter().zip(values) {
-                    let (a, b) = (i32::from(a), i32::from(b));
+                for (weights, values) in panel.values[at].iter().zip(values.chunks_exact(rows)) {
+                    let [a, b] = values[row].map(i32::from);
                     for (whole, &[first, second]) in whole.iter_mut().zip(weights) {
                         *whole += i32::from(first) * a + i32::from(second) * b;
                     }
                 }
+                let scale = tile.scales[at * rows + row];
                 for column in 0..GROUP {
-                    sums[column] = (whole[column] as f32).mul_add(panel.scales[at][column] * scale, sums[column]);
-                    if let Some(sum) = sum {
-                        sums[column] = (-panel.mins[at][column]).mul_add(*sum, sums[column]);
-                    }
+                    total[column] = fused(whole[column] as f32, panel.scales[at][column] * scale, total[column]);
                 }
             }
+            sums.iter_mut().zip(total).for_each(|(sum, total)| *sum += total);
         }
     }
 }
 
-/// Sums of float products over the first `depth` rows of the panels.
-pub fn floats(panels: &[FloatPanel], x: Strided<'_>, depth: usize, sums: &mut Sums) {
-    for (row, sums) in (0..x.rows).zip(sums) {
-        let x = &x.values[row * x.stride..][..depth];
+/// Adds products of 8-bit integers to `sums`, an entry per row of the tile.
+pub fn narrow(panels: &[NarrowPanel], tile: NarrowTile<'_>, sums: &mut [Sums]) {
+    let rows = sums.len();
+    for (row, sums) in sums.iter_mut().enumerate() {
         for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(GROUP)) {
-            for (x, weights) in x.iter().zip(&panel.0) {
-                sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum = x.mul_add(*weight, *sum));
+            let mut total = [0.0_f32; GROUP];
+            for (at, values) in tile.values.chunks_exact(rows * BLOCK / 4).enumerate() {
+                let mut whole = [0_i32; GROUP];
+                for (weights, values) in panel.values[at].iter().zip(values.chunks_exact(rows)) {
+                    let four = values[row].map(i32::from);
+                    for (whole, weights) in whole.iter_mut().zip(weights) {
+                        *whole += weights.iter().zip(four).map(|(&weight, x)| i32::from(weight) * x).sum::<i32>();
+                    }
+                }
+                let (scale, sum) = (tile.scales[at * rows + row], tile.sums[at * rows + row]);
+                for column in 0..GROUP {
+                    total[column] = fused(whole[column] as f32, panel.scales[at][column] * scale, total[column]);
+                    total[column] = fused(-panel.mins[at][column], sum, total[column]);
+                }
             }
+            sums.iter_mut().zip(total).for_each(|(sum, total)| *sum += total);
         }
     }
+}
+
+/// Adds products of floats to `sums`, an entry per row of the tile.
+pub fn floats(panels: &[FloatPanel], tile: FloatTile<'_>, sums: &mut [Sums]) {
+    for (row, sums) in sums.iter_mut().enumerate() {
+        let x = &tile.values[row * tile.stride..][..tile.depth];
+        for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(GROUP)) {
+            let mut total = [0.0_f32; GROUP];
+            for (x, weights) in x.iter().zip(&panel.0) {
+                total.iter_mut().zip(weights).for_each(|(total, weight)| *total = fused(*x, *weight, *total));
+            }
+            sums.iter_mut().zip(total).for_each(|(sum, total)| *sum += total);
+        }
+    }
+}
+
+/// `a * b + c`, rounded once where the processor can do that in one instruction: elsewhere a call would take its place.
+fn fused(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(any(target_feature = "fma", target_arch = "aarch64")) { a.mul_add(b, c) } else { a * b + c }
 }

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::model::kernel::{BLOCK, FloatPanel, GROUP, IntPanel, Isa};
 #[cfg(target_arch = "x86_64")]
 use crate::model::kernel::x86;
-use crate::model::matrix::{Matrix, Type};
+use crate::model::kernel::{BLOCK, FloatPanel, GROUP, Isa, NarrowPanel, WidePanel};
+use crate::model::matrix::{Type, View};
 
 /// Blocks of 32 in a block of the k-types.
 const PER_SUPER: usize = 8;
@@ -23,32 +23,57 @@ pub struct Block {
 }
 
 /// Columns `columns` (at most [`GROUP`]) of blocks `blocks` into a panel; columns that are not there become zeros.
-pub fn integers(isa: Isa, matrix: &Matrix, columns: Range<usize>, blocks: Range<usize>, panel: &mut IntPanel) {
+pub fn wide(isa: Isa, matrix: View<'_>, columns: Range<usize>, blocks: Range<usize>, panel: &mut WidePanel) {
     #[cfg(target_arch = "x86_64")]
     if isa != Isa::Portable && columns.len() == GROUP {
-        return x86::unpack_integers(matrix, columns.start, blocks, panel);
+        return x86::unpack_wide(matrix, columns.start, blocks, panel);
     }
     let _ = isa;
     for (at, block) in blocks.enumerate() {
         for column in 0..GROUP {
-            let row = columns.start + column;
-            let Block { values, scale, min } = if row < columns.end {
-                read_block(matrix.ty(), matrix.row_bytes(row), block)
-            } else {
-                Block { values: [0; BLOCK], scale: 0.0, min: 0.0 }
-            };
+            let Block { values, scale, .. } = read_column(matrix, &columns, column, block);
             panel.scales[at][column] = scale;
-            panel.mins[at][column] = min;
-            let (pairs, _) = values.as_chunks::<2>();
-            for (target, pair) in panel.values[at].iter_mut().zip(pairs) {
+            for (target, pair) in panel.values[at].iter_mut().zip(values.as_chunks::<2>().0) {
                 target[column] = *pair;
             }
         }
     }
 }
 
+/// As [`wide`], for types whose integers have four bits.
+pub fn narrow(isa: Isa, matrix: View<'_>, columns: Range<usize>, blocks: Range<usize>, panel: &mut NarrowPanel) {
+    #[cfg(target_arch = "x86_64")]
+    if isa != Isa::Portable && columns.len() == GROUP {
+        return x86::unpack_narrow(matrix, columns.start, blocks, panel);
+    }
+    let _ = isa;
+    for (at, block) in blocks.enumerate() {
+        for column in 0..GROUP {
+            let Block { values, scale, min } = read_column(matrix, &columns, column, block);
+            panel.scales[at][column] = scale;
+            panel.mins[at][column] = min;
+            for (target, four) in panel.values[at].iter_mut().zip(values.as_chunks::<4>().0) {
+                target[column] = four.map(|value| value as u8);
+            }
+        }
+    }
+}
+
+/// Asks the memory for the part of `bytes` that steps `start..end` of `all` stand for.
+pub fn call_ahead(bytes: &[u8], start: usize, end: usize, all: usize) {
+    #[cfg(target_arch = "x86_64")]
+    x86::call_ahead(&bytes[bytes.len() * start / all..bytes.len() * end / all]);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (bytes, start, end, all);
+}
+
+fn read_column(matrix: View<'_>, columns: &Range<usize>, column: usize, block: usize) -> Block {
+    let row = columns.start + column;
+    if row < columns.end { read_block(matrix.ty, matrix.row_bytes(row), block) } else { Block { values: [0; BLOCK], scale: 0.0, min: 0.0 } }
+}
+
 /// Columns `columns` (at most [`GROUP`]) of rows `depth` into a panel; columns that are not there become zeros.
-pub fn floats(isa: Isa, matrix: &Matrix, columns: Range<usize>, depth: Range<usize>, panel: &mut FloatPanel) {
+pub fn floats(isa: Isa, matrix: View<'_>, columns: Range<usize>, depth: Range<usize>, panel: &mut FloatPanel) {
     #[cfg(target_arch = "x86_64")]
     if isa != Isa::Portable && columns.len() == GROUP {
         return x86::unpack_floats(matrix, columns.start, depth, panel);
@@ -58,7 +83,7 @@ pub fn floats(isa: Isa, matrix: &Matrix, columns: Range<usize>, depth: Range<usi
         let row = columns.start + column;
         let bytes = if row < columns.end { matrix.row_bytes(row) } else { &[] };
         for (at, from) in depth.clone().enumerate() {
-            panel.0[at][column] = read_float(matrix.ty(), bytes, from);
+            panel.0[at][column] = read_float(matrix.ty, bytes, from);
         }
     }
 }

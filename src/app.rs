@@ -109,7 +109,9 @@ fn read_model(config: &ModelConfig, shutdown: &Shutdown) -> Result<PaliGemma> {
     let begin = Instant::now();
     let snapshot = model::resolve(&config.source, &hub)?;
     systemd::extend_start(300);
-    let model = PaliGemma::load(&snapshot, LoadOptions { device: config.device, dtype: config.dtype })?;
+    let mut options = LoadOptions::new(config.device, config.dtype);
+    options.progress = Some(Arc::new(|_, _| systemd::extend_start(180)));
+    let model = PaliGemma::load(&snapshot, options)?;
     tracing::info!(model = model.name(), seconds = begin.elapsed().as_secs_f32(), "model loaded");
     Ok(model)
 }

@@ -12,6 +12,7 @@ mod hub;
 mod kernel;
 mod layers;
 mod matrix;
+mod measure;
 mod network;
 mod ops;
 mod preprocess;
@@ -24,7 +25,6 @@ mod weights;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_core::DType;
 use image::RgbImage;
 
 use crate::base::{Context, Error, Kind, Result};
@@ -36,9 +36,9 @@ use generate::Decoded;
 use network::{Input, Network};
 use preprocess::Preprocessor;
 use tokenizer::Tokenizer;
-use weights::Weights;
 
 pub use hub::{HubOptions, Progress, resolve};
+pub use measure::{FrameTimes, MeasureOptions, Measured, Subject, Work, measure};
 pub use threads::fix_count as fix_thread_count;
 
 /// A checkpoint on this machine, as the hub lays it out.
@@ -51,12 +51,23 @@ pub struct Snapshot {
 }
 
 /// How a model is loaded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct LoadOptions {
     /// What computes.
     pub device: Device,
     /// The weights' type in memory.
     pub dtype: Dtype,
+    /// Where quantised weights are kept; `None`: nowhere.
+    pub cache: Option<PathBuf>,
+    /// Told of quantising: bytes done and bytes in all.
+    pub progress: Option<Progress>,
+}
+
+impl LoadOptions {
+    /// With the cache folder of the environment.
+    pub fn new(device: Device, dtype: Dtype) -> Self {
+        Self { device, dtype, cache: weights::cache_folder(|name| std::env::var(name).ok()), progress: None }
+    }
 }
 
 /// Bounds of one answer.
@@ -119,13 +130,10 @@ impl PaliGemma {
     /// When a file is missing or damaged, a tensor is missing or of another shape, or the device is not there.
     pub fn load(snapshot: &Snapshot, options: LoadOptions) -> Result<Self> {
         let folder = &snapshot.folder;
-        let device = open_device(options.device).context(Kind::Config, || "model.device cannot be used")?;
-        let dtype = activations(options.dtype, &device);
         let config = config::read(folder)?;
         let normalisation = config::read_normalisation(folder, &config.vision)?;
         let tokenizer = Tokenizer::open(folder, &config)?;
-        let weights = Weights::open(folder, device.clone(), dtype)?;
-        let network = Network::new(&weights, config, device, dtype)?;
+        let network = Network::load(snapshot, config, options)?;
         Ok(Self(Arc::new(Inner { name: snapshot.name.clone(), normalisation, tokenizer, network })))
     }
 
@@ -169,17 +177,6 @@ fn open_device(device: Device) -> Result<candle_core::Device> {
                  must be auto or cpu, or build with --features cuda"
             ),
         )),
-    }
-}
-
-/// The activations' type: f32 on the processor whatever the weights' type, that of the weights on a GPU, where `auto` is
-/// bf16.
-fn activations(dtype: Dtype, device: &candle_core::Device) -> DType {
-    match dtype {
-        _ if device.is_cpu() => DType::F32,
-        Dtype::Auto | Dtype::Bf16 => DType::BF16,
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
     }
 }
 

@@ -20,7 +20,7 @@ fn demo() -> Snapshot {
 }
 
 fn load(snapshot: &Snapshot, dtype: Dtype) -> PaliGemma {
-    PaliGemma::load(snapshot, LoadOptions { device: Device::Cpu, dtype }).unwrap()
+    PaliGemma::load(snapshot, LoadOptions { device: Device::Cpu, dtype, cache: None, progress: None }).unwrap()
 }
 
 /// Small steps of a fixed generator.
@@ -104,6 +104,18 @@ fn drafts_change_nothing_in_the_reference_cases() {
         let (_folder, snapshot) = copy_of(case);
         let limits = Limits { max_new_tokens: 24, min_score: 0.0, suppress: vec![1, 1505] };
         drafts_change_nothing(&load(&snapshot, Dtype::F32), &limits, case);
+    }
+}
+
+/// The products of each type have ways of their own for one row and for many.
+#[test]
+fn drafts_change_nothing_in_any_type() {
+    for dtype in [Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q6K, Dtype::Q4K] {
+        let (_folder, snapshot) = copy_of("pg2");
+        let limits = Limits { max_new_tokens: 16, min_score: 0.0, suppress: vec![1, 1505] };
+        let model = load(&snapshot, dtype);
+        drafts_change_nothing(&model, &limits, dtype.name());
+        batches_change_nothing(&mut model.session(), &limits, &mut Dice(13));
     }
 }
 

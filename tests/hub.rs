@@ -80,7 +80,7 @@ fn a_checkpoint_is_downloaded_once_and_loads() {
     let options = options(&hub, home.path());
     let snapshot = fetch(&options);
     assert_eq!(snapshot.name, format!("{ID}@{COMMIT}"));
-    PaliGemma::load(&snapshot, LoadOptions { device: Device::Cpu, dtype: Dtype::Auto }).unwrap();
+    PaliGemma::load(&snapshot, LoadOptions { device: Device::Cpu, dtype: Dtype::Auto, cache: None, progress: None }).unwrap();
     hub.seen();
     assert_eq!(fetch(&options), snapshot);
     assert!(hub.seen().iter().all(|seen| seen.range.as_deref() == Some("bytes=0-0")), "nothing comes twice");

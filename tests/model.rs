@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::support::snapshot::{copy_of, golden};
 
-const F32: LoadOptions = LoadOptions { device: Device::Cpu, dtype: Dtype::Auto };
+const F32: LoadOptions = LoadOptions { device: Device::Cpu, dtype: Dtype::Auto, cache: None, progress: None };
 
 fn expected(case: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(golden(case).join("expected.json")).unwrap()).unwrap()
@@ -172,7 +172,7 @@ fn unusable_texts_are_named() {
 #[test]
 fn a_gpu_that_the_program_was_not_built_for_is_refused() {
     let (_folder, snapshot) = copy_of("pg2");
-    let error = PaliGemma::load(&snapshot, LoadOptions { device: Device::Cuda(0), dtype: Dtype::Auto }).err().unwrap();
+    let error = PaliGemma::load(&snapshot, LoadOptions { device: Device::Cuda(0), dtype: Dtype::Auto, ..F32 }).err().unwrap();
     assert_eq!(error.kind(), Kind::Config);
     assert!(error.chain().contains("cuda:0"), "{error}");
 }
@@ -182,7 +182,7 @@ fn half_precision_stays_close() {
     let (_folder, snapshot) = copy_of("pg2");
     let limits = Limits { max_new_tokens: 1, min_score: 0.0, suppress: vec![] };
     for dtype in [Dtype::F16, Dtype::Bf16] {
-        let model = PaliGemma::load(&snapshot, LoadOptions { device: Device::Cpu, dtype }).unwrap();
+        let model = PaliGemma::load(&snapshot, LoadOptions { dtype, ..F32 }).unwrap();
         let generation = model.session().generate(&question(&picture("pg2"), "detect cat ; dog"), &limits).unwrap();
         let apart = most_apart(&generation.first_logits, &floats(&expected("pg2")["first_logits"]));
         println!("{dtype:?}: {apart}");

@@ -217,7 +217,7 @@ pub fn probe(args: &ProbeArgs) -> Result<()> {
 
 fn load(source: &ModelSource, device: Device, dtype: Dtype) -> Result<PaliGemma> {
     let snapshot = model::resolve(source, &HubOptions::from_env())?;
-    PaliGemma::load(&snapshot, LoadOptions { device, dtype })
+    PaliGemma::load(&snapshot, LoadOptions::new(device, dtype))
 }
 
 /// Reads a picture of any common format, turned upright by its EXIF orientation.

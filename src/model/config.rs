@@ -144,8 +144,15 @@ enum RawSize {
 /// # Errors
 /// When the file is missing, is no JSON of the expected kind, or describes a network this program does not know.
 pub fn read(folder: &Path) -> Result<Config> {
-    let path = folder.join("config.json");
-    let text = super::weights::read_text(&path)?;
+    read_file(&folder.join("config.json"))
+}
+
+/// Reads a `config.json` wherever it is.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_file(path: &Path) -> Result<Config> {
+    let text = super::weights::read_text(path)?;
     let raw: raw::RawConfig =
         serde_json::from_str(&text).context(Kind::Model, || format!("{} is not a model's config.json", path.display()))?;
     raw::resolve(raw).map_err(|why| Error::new(Kind::Model, format!("{}: {why}", path.display())))

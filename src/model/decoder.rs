@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use crate::base;
 use crate::model::attention::{Attention, HostCache};
 use crate::model::config::{Activation, Family, TextConfig};
-use crate::model::layers::{Linear, RmsNorm, Weight};
+use crate::model::layers::{Linear, RmsNorm, Weight, residual};
 use crate::model::ops;
 use crate::model::weights::{Part, Scope, Weights};
 
@@ -151,6 +151,12 @@ impl Decoder {
         Ok(Cache { layers, capacity, len: 0, prefix: 0 })
     }
 
+    /// Bytes of weights that a pass reads.
+    pub fn bytes(&self) -> usize {
+        let head = self.head.as_ref().unwrap_or(&self.embed);
+        head.bytes() + self.layers.iter().map(Layer::bytes).sum::<usize>()
+    }
+
     /// Words in the vocabulary.
     pub fn vocab_size(&self) -> usize {
         self.config.vocab_size
@@ -209,6 +215,11 @@ impl Layer {
         })
     }
 
+    fn bytes(&self) -> usize {
+        let all = [&self.query, &self.key, &self.value, &self.out, &self.gate, &self.up, &self.down];
+        all.iter().map(|linear| linear.weight.bytes()).sum()
+    }
+
     /// In the last layer only the wanted rows go on once keys and values are stored: nothing sees the others any more.
     fn forward(&self, x: &Tensor, decoder: &Decoder, segments: &mut [Segment<'_>], at: usize) -> Result<Tensor> {
         let normed = self.input_norm.forward(x)?;
@@ -220,11 +231,11 @@ impl Layer {
         };
         let attended = self.attend(&normed, decoder, segments, at, &rows)?;
         let Some((before, after)) = &self.feed_forward_norms else {
-            let x = (x + attended)?;
-            return &x + self.feed_forward(&self.post_attention_norm.forward(&x)?)?;
+            let x = residual(&x, attended)?;
+            return residual(&x, self.feed_forward(&self.post_attention_norm.forward(&x)?)?);
         };
-        let x = (x + self.post_attention_norm.forward(&attended)?)?;
-        &x + after.forward(&self.feed_forward(&before.forward(&x)?)?)?
+        let x = residual(&x, self.post_attention_norm.forward(&attended)?)?;
+        residual(&x, after.forward(&self.feed_forward(&before.forward(&x)?)?)?)
     }
 
     fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {

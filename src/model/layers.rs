@@ -12,7 +12,8 @@ use crate::model::weights::Scope;
 
 /// `x · Wᵀ (+ b)`, with `W` as `[out, in]`.
 pub struct Linear {
-    weight: Weight,
+    /// `W`.
+    pub weight: Weight,
     bias: Option<Values>,
 }
 
@@ -48,6 +49,14 @@ impl Weight {
         let ((output, input), values): (_, Vec<f32>) = read().context(Kind::Internal, || "cannot read a weight".to_owned())?;
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         Matrix::new(Type::F32, output, input, Bytes::Owned(Arc::new(bytes))).map(Self::Host)
+    }
+
+    /// How large it is.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Host(matrix) => matrix.view().bytes.len(),
+            Self::Device(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+        }
     }
 
     /// `[rows, in]` → `[rows, out]`.
@@ -161,6 +170,15 @@ impl RmsNorm {
         }
         candle_nn::ops::rms_norm(&x.to_dtype(DType::F32)?, &self.weight.tensor, self.eps)?.to_dtype(x.dtype())
     }
+}
+
+/// `x + y`; `y` is used up. On the processor the library would wake threads that spin while they wait.
+pub fn residual(x: &Tensor, y: Tensor) -> Result<Tensor> {
+    if ops::suits(x) && ops::suits(&y) {
+        ops::add(&y, x)?;
+        return Ok(y);
+    }
+    x + y
 }
 
 impl Activation {

@@ -71,7 +71,8 @@ pub enum Bytes {
 }
 
 impl Bytes {
-    fn get(&self) -> &[u8] {
+    /// The bytes.
+    pub fn get(&self) -> &[u8] {
         match self {
             Self::Owned(bytes) => bytes,
             Self::Mapped(map, range) => &map[range.clone()],
@@ -119,12 +120,7 @@ impl Matrix {
     /// Row `row` as 32-bit floats, into `out` (`cols` values).
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
         let bytes = self.view().row_bytes(row);
-        match self.ty {
-            Type::F32 => each(bytes, out, f32::from_le_bytes),
-            Type::F16 => each(bytes, out, |two| f16::from_le_bytes(two).to_f32()),
-            Type::Bf16 => each(bytes, out, |two| bf16::from_le_bytes(two).to_f32()),
-            Type::Q8_0 | Type::Q6K | Type::Q4K => kernel::read_row(self.ty, bytes, out),
-        }
+        if self.ty.is_quantised() { kernel::read_row(self.ty, bytes, out) } else { read_floats(self.ty, bytes, out) }
     }
 
     /// `y = x · selfᵀ`: `x` is `[n, cols]`, `y` is `[n, rows]`. Each row of `y` depends on its row of `x` alone, to the
@@ -170,6 +166,15 @@ impl<'a> View<'a> {
 fn as_bytes(values: &[f32]) -> &[u8] {
     // SAFETY: floats have no padding, and a byte has no alignment.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// Stored floats of a type that is not quantised.
+pub fn read_floats(ty: Type, bytes: &[u8], out: &mut [f32]) {
+    match ty {
+        Type::F16 => each(bytes, out, |two| f16::from_le_bytes(two).to_f32()),
+        Type::Bf16 => each(bytes, out, |two| bf16::from_le_bytes(two).to_f32()),
+        _ => each(bytes, out, f32::from_le_bytes),
+    }
 }
 
 fn each<const N: usize>(bytes: &[u8], out: &mut [f32], read: impl Fn([u8; N]) -> f32) {

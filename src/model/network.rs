@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::base::{Context, Kind, Result};
+use crate::base::{Context, Error, Kind, Result};
 use crate::model::config::Config;
 use crate::model::decoder::{Cache, Decoder};
 use crate::model::generate::{self, Asked, Decoded, Passes, Rules};
-use crate::model::threads;
 use crate::model::vision::Vision;
-use crate::model::weights::Weights;
+use crate::model::weights::{Wanted, Weights};
+use crate::model::{LoadOptions, Snapshot, open_device, threads};
+use crate::types::Dtype;
 
 /// The network, without words.
 pub struct Network {
@@ -20,8 +21,8 @@ pub struct Network {
     decoder: Decoder,
     /// What computes.
     pub device: Device,
-    /// The activations' type.
-    dtype: DType,
+    activations: DType,
+    dtype: Dtype,
 }
 
 /// A picture and what is asked about it, in numbers.
@@ -46,14 +47,51 @@ pub struct Times {
 }
 
 impl Network {
-    /// Reads the weights.
+    /// Reads a checkpoint's weights.
     ///
     /// # Errors
-    /// When a tensor is missing or of another shape.
-    pub fn new(weights: &Weights, config: Config, device: Device, dtype: DType) -> Result<Self> {
+    /// When the device or type cannot be used, a file is missing or damaged, or a tensor is missing, of another shape, or
+    /// too many.
+    pub fn load(snapshot: &Snapshot, config: Config, options: LoadOptions) -> Result<Self> {
+        let wanted = wanted(&config, options)?;
+        let (device, dtype) = (wanted.device.clone(), wanted.dtype);
+        let weights = Weights::open(&snapshot.folder, &snapshot.name, wanted)?;
+        let network = Self::new(&weights, config, device, dtype)?;
+        weights.finish()?;
+        Ok(network)
+    }
+
+    /// A network of a shape, with random weights.
+    ///
+    /// # Errors
+    /// When the device or type cannot be used.
+    pub fn random(config: Config, options: LoadOptions) -> Result<Self> {
+        let wanted = wanted(&config, options)?;
+        let (device, dtype) = (wanted.device.clone(), wanted.dtype);
+        Self::new(&Weights::random(wanted), config, device, dtype)
+    }
+
+    fn new(weights: &Weights, config: Config, device: Device, dtype: Dtype) -> Result<Self> {
+        // The activations' type: f32 on the processor whatever the weights' is, that of the weights on a GPU.
+        let activations = match dtype {
+            _ if device.is_cpu() => DType::F32,
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            _ => DType::BF16,
+        };
         let vision = Vision::new(weights, &config.vision, config.text.hidden_size)?;
-        let decoder = Decoder::new(weights, &config.text, &device, dtype)?;
-        Ok(Self { config, vision, decoder, device, dtype })
+        let decoder = Decoder::new(weights, &config.text, &device, activations)?;
+        Ok(Self { config, vision, decoder, device, activations, dtype })
+    }
+
+    /// The weights' type; never `auto`.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Bytes of weights that a token's pass reads.
+    pub fn bytes_per_token(&self) -> usize {
+        self.decoder.bytes()
     }
 
     /// Answers several at once, each as if it were alone; `caches` is kept from run to run.
@@ -89,10 +127,33 @@ impl Network {
         let (side, patches) = (self.config.vision.image_size, self.config.vision.patches());
         let pixels: Vec<f32> = inputs.iter().flat_map(|input| &input.pixels).copied().collect();
         let pixels = Tensor::from_vec(pixels, (inputs.len(), 3, side, side), &self.device)?;
-        let images = self.vision.forward(&pixels, self.dtype)?;
+        let images = self.vision.forward(&pixels, self.activations)?;
         let prefix = |(at, input): (usize, &Input<'_>)| {
             Tensor::cat(&[images.narrow(0, at * patches, patches)?, self.decoder.embed(&input.ids[patches..])?], 0)
         };
         inputs.iter().enumerate().map(prefix).collect()
     }
+}
+
+/// As what and where the weights are wanted. `auto` is bf16 on a GPU. On the processor it is f32 for a small network, which
+/// is fast anyway, and 4 bits for one that memory would hold up.
+fn wanted(config: &Config, options: LoadOptions) -> Result<Wanted> {
+    let device = open_device(options.device).context(Kind::Config, || "model.device cannot be used")?;
+    let dtype = match options.dtype {
+        Dtype::Auto if !device.is_cpu() => Dtype::Bf16,
+        Dtype::Auto if threads::is_small(&config.text) => Dtype::F32,
+        Dtype::Auto => Dtype::Q4K,
+        Dtype::Q8_0 | Dtype::Q6K | Dtype::Q4K if !device.is_cpu() => {
+            let name = options.dtype.name();
+            return Err(Error::new(
+                Kind::Config,
+                format!(
+                    "model.dtype is {name}, but quantised weights are computed with on the processor only; \
+                     must be auto, f32, f16 or bf16 on a GPU"
+                ),
+            ));
+        }
+        dtype => dtype,
+    };
+    Ok(Wanted { device, dtype, tied: config.text.tied, cache: options.cache, progress: options.progress })
 }

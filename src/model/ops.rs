@@ -149,6 +149,20 @@ pub fn layer_norm(x: &Tensor, weight: &[f32], bias: &[f32], eps: f32) -> Result<
     Ok(x)
 }
 
+/// `x += y`, in place.
+pub fn add(x: &Tensor, y: &Tensor) -> Result<()> {
+    with_values(y, |y| {
+        x.inplace_op1(&Op(|x: &mut [f32]| {
+            if x.len() < SHARE {
+                x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+            } else {
+                let pieces = x.par_chunks_mut(SHARE / 8).zip(y.par_chunks(SHARE / 8));
+                pieces.for_each(|(x, y)| x.iter_mut().zip(y).for_each(|(x, y)| *x += y));
+            }
+        }))
+    })?
+}
+
 /// Adds `bias` to each row, in place.
 pub fn add_to_rows(x: &Tensor, bias: &[f32]) -> Result<()> {
     on_rows(x, bias.len(), |values| {

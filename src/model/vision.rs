@@ -7,7 +7,7 @@ use candle_core::{DType, Result, Tensor};
 use crate::base;
 use crate::model::attention::{Attention, HostCache};
 use crate::model::config::VisionConfig;
-use crate::model::layers::{LayerNorm, Linear, Weight};
+use crate::model::layers::{LayerNorm, Linear, Weight, residual};
 use crate::model::ops;
 use crate::model::weights::{Part, Scope, Weights};
 
@@ -67,8 +67,9 @@ impl Vision {
         let pixels = pixels.narrow(2, 0, grid * side)?.narrow(3, 0, grid * side)?;
         let patches = pixels.reshape(&[pictures, 3, grid, side, grid, side])?.permute([0, 2, 4, 1, 3, 5].as_slice())?;
         let patches = patches.reshape((pictures * grid * grid, 3 * side * side))?.to_dtype(dtype)?;
-        let x = self.patch.product(&patches)?.reshape((pictures, grid * grid, self.config.hidden_size))?;
-        let mut x = x.broadcast_add(&self.position)?.flatten_to(1)?;
+        let x = self.patch.product(&patches)?;
+        let positions = vec![&self.position; pictures];
+        let mut x = residual(&Tensor::cat(&positions, 0)?, x)?;
         for block in &self.blocks {
             x = block.forward(&x, &self.config, pictures)?;
         }
@@ -95,9 +96,9 @@ impl Block {
     fn forward(&self, x: &Tensor, config: &VisionConfig, pictures: usize) -> Result<Tensor> {
         let h = self.norm1.forward(x)?;
         let attended = attend(&self.query.forward(&h)?, &self.key.forward(&h)?, &self.value.forward(&h)?, config, pictures)?;
-        let x = (x + self.out.forward(&attended)?)?;
+        let x = residual(x, self.out.forward(&attended)?)?;
         let h = config.activation.forward(self.up.forward(&self.norm2.forward(&x)?)?)?;
-        &x + self.down.forward(&h)?
+        residual(&x, self.down.forward(&h)?)
     }
 }
 
@@ -131,13 +132,16 @@ mod tests {
 
     use super::*;
     use crate::model::config;
+    use crate::model::weights::Wanted;
+    use crate::types::Dtype;
 
     /// Weights and picture of a reference case through our tower, and through another implementation with our projector.
     #[test]
     fn the_tower_agrees_with_an_independent_one() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/pg2");
         let read = config::read(&folder).unwrap();
-        let weights = Weights::open(&folder, Device::Cpu, DType::F32).unwrap();
+        let wanted = Wanted { device: Device::Cpu, dtype: Dtype::F32, tied: true, cache: None, progress: None };
+        let weights = Weights::open(&folder, "pg2", wanted).unwrap();
         let ours = Vision::new(&weights, &read.vision, read.text.hidden_size).unwrap();
 
         let text = std::fs::read_to_string(folder.join("config.json")).unwrap();

@@ -1,19 +1,35 @@
-//! The weights of a snapshot folder: `model.safetensors`, whole or in shards, mapped into memory and read by name.
+//! The weights of a snapshot folder, by name: on the processor as they are stored or quantised, else as tensors of the
+//! device.
 //!
 //! Checkpoints name the same tensors in three ways, after the `transformers` version that saved them; which one is found
-//! out once, per part of the network. Every tensor is checked for its shape before it is copied.
+//! out once, per part of the network. Every tensor is checked for its shape before it is used, and one that nothing takes
+//! is refused: a network that is not the one expected must not answer.
 
+mod files;
+mod key;
+mod quantise;
+mod random;
+mod store;
+
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use candle_core::safetensors::{Load, MmapedSafetensors};
 use candle_core::{DType, Device, Tensor};
-use serde::Deserialize;
 
 use crate::base::{Context, Error, Kind, Result};
+use crate::model::hub::Progress;
+use crate::model::matrix::{Bytes, Matrix, Type};
+use crate::types::Dtype;
+
+use files::{Files, Stored};
+use store::Store;
+
+pub use files::{read_text, shards};
+pub use store::cache_folder;
 
 /// A part of the network whose tensors share a prefix.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// The decoder.
     Language,
@@ -40,59 +56,180 @@ impl Part {
     }
 }
 
-/// Open weight files, and where and as what their tensors are wanted.
-pub struct Weights {
-    files: MmapedSafetensors,
-    folder: PathBuf,
-    device: Device,
-    dtype: DType,
+/// As what and where weights are wanted.
+pub struct Wanted {
+    /// What computes with them.
+    pub device: Device,
+    /// Their type; not `auto`.
+    pub dtype: Dtype,
+    /// Whether the output table is the embedding table.
+    pub tied: bool,
+    /// Where quantised weights are kept; `None`: nowhere.
+    pub cache: Option<PathBuf>,
+    /// Told of quantising: bytes done and bytes in all.
+    pub progress: Option<Progress>,
 }
 
-#[derive(Deserialize)]
-struct Index {
-    weight_map: std::collections::BTreeMap<String, String>,
+impl Wanted {
+    /// The type of a matrix of a part. The tower's widths are no multiples of 256 and it is read once a frame, so 8 bits
+    /// suffice and cost nothing; tables decide on words, and stay at 8 bits beside layers of 4.
+    fn ty(&self, part: Part, table: bool) -> Type {
+        match self.dtype {
+            Dtype::Auto | Dtype::F32 => Type::F32,
+            Dtype::F16 => Type::F16,
+            Dtype::Bf16 => Type::Bf16,
+            Dtype::Q6K if part == Part::Language || part == Part::Head => Type::Q6K,
+            Dtype::Q4K if part == Part::Language && !table => Type::Q4K,
+            Dtype::Q8_0 | Dtype::Q6K | Dtype::Q4K => Type::Q8_0,
+        }
+    }
+
+    /// The type of tensors on a device.
+    fn device_type(&self) -> DType {
+        match self.dtype {
+            _ if self.device.is_cpu() => DType::F32,
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            _ => DType::BF16,
+        }
+    }
+}
+
+/// Open weight files, and where and as what their tensors are wanted.
+pub struct Weights {
+    source: Source,
+    wanted: Wanted,
+    folder: PathBuf,
+    /// The names that something took.
+    taken: RefCell<BTreeSet<String>>,
+}
+
+enum Source {
+    Files(Files, Option<Store>),
+    Random,
 }
 
 impl Weights {
-    /// Opens the weight files of a snapshot folder; tensors will be put on `device` as `dtype`.
+    /// Opens the weight files of a snapshot folder, and what is kept of them quantised; quantises where nothing is yet.
     ///
     /// # Errors
     /// When a file is missing, cut short or no safetensors file; the sentence names it.
-    pub fn open(folder: &Path, device: Device, dtype: DType) -> Result<Self> {
-        let paths = weight_files(folder)?;
-        for path in &paths {
-            check(path)?;
+    pub fn open(folder: &Path, name: &str, wanted: Wanted) -> Result<Self> {
+        let files = Files::open(folder)?;
+        let mut weights = Self { source: Source::Random, wanted, folder: folder.to_owned(), taken: RefCell::default() };
+        let plan = weights.plan(&files);
+        let store = if plan.is_empty() { None } else { Store::open(&files, folder, name, &plan, &weights.wanted) };
+        weights.source = Source::Files(files, store);
+        Ok(weights)
+    }
+
+    /// Random weights of any shape.
+    pub fn random(wanted: Wanted) -> Self {
+        Self { source: Source::Random, wanted, folder: PathBuf::new(), taken: RefCell::default() }
+    }
+
+    /// Every matrix that is to be quantised, with its type.
+    fn plan(&self, files: &Files) -> Vec<(String, Type)> {
+        let mut plan = Vec::new();
+        for part in [Part::Language, Part::Vision, Part::Projector, Part::Head] {
+            if part == Part::Head && self.wanted.tied {
+                continue;
+            }
+            let prefix = format!("{}.", prefix(part, files));
+            for (name, stored) in files.tensors().filter(|(name, _)| name.starts_with(&prefix)) {
+                let ty = self.wanted.ty(part, name.ends_with("embed_tokens.weight") || part == Part::Head);
+                let matrix = ["_proj.weight", "fc1.weight", "fc2.weight", "linear.weight", "embed_tokens.weight", "lm_head.weight"];
+                if ty.is_quantised() && stored.shape.len() == 2 && matrix.iter().any(|end| name.ends_with(end)) {
+                    plan.push((name.clone(), ty));
+                }
+            }
         }
-        let files = map(&paths).context(Kind::Model, || format!("cannot map the weights in {}", folder.display()))?;
-        Ok(Self { files, folder: folder.to_owned(), device, dtype })
+        plan
     }
 
     /// The tensors of one part.
     pub fn part(&self, part: Part) -> Scope<'_> {
-        let (prefixes, sign) = part.namings();
-        let found = prefixes.iter().find(|prefix| self.files.get(&format!("{prefix}.{sign}")).is_ok());
-        Scope { weights: self, prefix: (*found.unwrap_or(&prefixes[0])).to_owned() }
+        let prefix = match &self.source {
+            Source::Files(files, _) => prefix(part, files),
+            Source::Random => part.namings().0[0],
+        };
+        Scope { weights: self, part, prefix: prefix.to_owned() }
     }
+
+    /// To be called when the network has taken what it needs.
+    ///
+    /// # Errors
+    /// When the checkpoint holds a tensor that nothing took; the sentence names it.
+    pub fn finish(&self) -> Result<()> {
+        let Source::Files(files, _) = &self.source else { return Ok(()) };
+        let taken = self.taken.borrow();
+        let extra = files.tensors().find(|(name, _)| !taken.contains(*name) && !self.is_ignored(name));
+        extra.map_or(Ok(()), |(name, stored)| {
+            let (shape, folder) = (&stored.shape, self.folder.display());
+            let why = format!("has shape {shape:?}; must not be there, for nothing in the network that config.json describes takes it");
+            Err(Error::new(Kind::Model, format!("tensor {name} in {folder} {why}")))
+        })
+    }
+
+    /// What saved models hold besides weights, and `transformers` passes over too: tables it computes anew, and a tied
+    /// output table. The tower's pooling head is part of SigLIP and of no PaliGemma.
+    fn is_ignored(&self, name: &str) -> bool {
+        let tied = self.wanted.tied && name.ends_with("lm_head.weight");
+        tied || [".position_ids", ".rotary_emb.inv_freq"].iter().any(|end| name.ends_with(end)) || name.contains("vision_model.head.")
+    }
+}
+
+/// The prefix of a part in a checkpoint.
+fn prefix(part: Part, files: &Files) -> &'static str {
+    let (prefixes, sign) = part.namings();
+    prefixes.iter().find(|prefix| files.find(&format!("{prefix}.{sign}")).is_some()).unwrap_or(&prefixes[0])
 }
 
 /// The tensors under a prefix.
 pub struct Scope<'a> {
     weights: &'a Weights,
+    part: Part,
     prefix: String,
 }
 
 impl Scope<'_> {
     /// The tensors one level down.
     pub fn sub(&self, name: impl std::fmt::Display) -> Self {
-        Self { weights: self.weights, prefix: format!("{}.{name}", self.prefix) }
+        Self { weights: self.weights, part: self.part, prefix: format!("{}.{name}", self.prefix) }
     }
 
-    /// Reads `name` in the type asked of [`Weights::open`].
+    /// Whether products are computed on the processor.
+    pub fn on_host(&self) -> bool {
+        self.weights.wanted.device.is_cpu()
+    }
+
+    /// Reads `name` as a matrix for products on the processor. Floats that the checkpoint holds in a narrower type stay
+    /// in that: products widen them, and lose nothing.
+    ///
+    /// # Errors
+    /// When it is missing, of another shape, or not of floats.
+    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        let table = self.part == Part::Head || self.prefix.ends_with("embed_tokens");
+        let ty = self.weights.wanted.ty(self.part, table);
+        let full = format!("{}.{name}", self.prefix);
+        let Source::Files(files, store) = &self.weights.source else { return random::matrix(&full, ty, rows, cols) };
+        let (stored, float) = self.find(files, &full, &[rows, cols])?;
+        if let Some(kept) = store.as_ref().and_then(|store| store.matrix(&full, ty, rows, cols)) {
+            return Ok(kept);
+        }
+        if float == ty || ty == Type::F32 {
+            return Matrix::new(float, rows, cols, files.bytes(stored));
+        }
+        let bytes = quantise::whole(files, stored, float, ty).context(Kind::Model, || format!("cannot convert tensor {full}"))?;
+        Matrix::new(ty, rows, cols, Bytes::Owned(bytes.into()))
+    }
+
+    /// Reads `name` in the type of the device's weights.
     ///
     /// # Errors
     /// When it is missing, of another shape, or not of floats.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.get_as(name, shape, self.weights.dtype)
+        self.get_as(name, shape, self.weights.wanted.device_type())
     }
 
     /// Reads `name` in 32-bit floats, for norms.
@@ -103,151 +240,39 @@ impl Scope<'_> {
         self.get_as(name, shape, DType::F32)
     }
 
-    /// Whether products are computed on the processor.
-    pub fn on_host(&self) -> bool {
-        self.weights.device.is_cpu()
-    }
-
-    /// Stopgap.
-    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<crate::model::matrix::Matrix> {
-        let values: Vec<f32> =
-            self.get_f32(name, &[rows, cols])?.flatten_all().context(Kind::Internal, || "")?.to_vec1().context(Kind::Internal, || "")?;
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        crate::model::matrix::Matrix::new(
-            crate::model::matrix::Type::F32,
-            rows,
-            cols,
-            crate::model::matrix::Bytes::Owned(std::sync::Arc::new(bytes)),
-        )
-    }
-
     fn get_as(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        let Weights { files, folder, device, .. } = self.weights;
-        let (name, folder) = (format!("{}.{name}", self.prefix), folder.display());
-        let refuse = |why: String| Err(Error::new(Kind::Model, format!("tensor {name} in {folder} {why}")));
-        let Ok(view) = files.get(&name) else {
-            return refuse(format!("is missing; must be there with shape {shape:?}"));
+        let full = format!("{}.{name}", self.prefix);
+        let read = || format!("cannot read tensor {full}");
+        let tensor = match &self.weights.source {
+            Source::Random => random::tensor(&full, shape)?,
+            Source::Files(files, _) => {
+                let (stored, float) = self.find(files, &full, shape)?;
+                let (bytes, dtype) = (files.bytes(stored), float_type(float));
+                Tensor::from_raw_buffer(bytes.get(), dtype, shape, &Device::Cpu).context(Kind::Model, read)?
+            }
         };
-        if view.shape() != shape {
-            return refuse(format!("has shape {:?}; must be {shape:?}", view.shape()));
-        }
-        let stored = format!("{:?}", view.dtype());
-        if !["F32", "F16", "BF16"].contains(&stored.as_str()) {
-            return refuse(format!("is of type {stored}; must be F32, F16 or BF16"));
-        }
         // Converted on the processor: a GPU then never holds both forms.
-        let read = view.load(&Device::Cpu).and_then(|tensor| tensor.to_dtype(dtype)?.to_device(device));
-        read.context(Kind::Model, || format!("cannot read tensor {name} in {folder}"))
-    }
-}
-
-/// Reads a text file of a snapshot.
-///
-/// # Errors
-/// When it is missing or unreadable; the sentence names it.
-pub fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => missing(path),
-        _ => Error::new(Kind::Model, format!("cannot read {}", path.display())).because(error),
-    })
-}
-
-fn missing(path: &Path) -> Error {
-    let (file, folder) = (path.file_name().unwrap_or_default().to_string_lossy(), path.parent().unwrap_or(path).display());
-    Error::new(
-        Kind::Model,
-        format!(
-            "{file} is missing in {folder}; a model's folder must hold config.json, tokenizer.json \
-             and model.safetensors or model.safetensors.index.json with its shards"
-        ),
-    )
-}
-
-/// The weight files, in order.
-fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let whole = folder.join("model.safetensors");
-    let index = folder.join("model.safetensors.index.json");
-    if whole.exists() || !index.exists() {
-        return if whole.exists() { Ok(vec![whole]) } else { Err(missing(&whole)) };
-    }
-    shards(&read_text(&index)?)
-        .map_err(|why| Error::new(Kind::Model, format!("{} {why}", index.display())))?
-        .into_iter()
-        .map(|name| {
-            let path = folder.join(&name);
-            let named = || Error::new(Kind::Model, format!("{name} is missing in {}; {} names it", folder.display(), index.display()));
-            if path.exists() { Ok(path) } else { Err(named()) }
-        })
-        .collect()
-}
-
-/// The names of the shards that an index lists. They must be plain file names: the index comes from elsewhere.
-pub fn shards(index: &str) -> std::result::Result<BTreeSet<String>, String> {
-    let index: Index = serde_json::from_str(index).map_err(|error| format!("is not an index of weight files: {error}"))?;
-    let names: BTreeSet<String> = index.weight_map.into_values().collect();
-    if names.is_empty() {
-        return Err("lists no weight files; must have a weight_map".to_owned());
-    }
-    match names.iter().find(|name| name.contains(['/', '\\']) || !name.ends_with(".safetensors") || name.starts_with('.')) {
-        Some(bad) => Err(format!("names {bad:?}; must be the plain name of a .safetensors file")),
-        None => Ok(names),
-    }
-}
-
-/// Tells a cut or foreign file by its header, before it is mapped, so that the sentence can say which it is.
-fn check(path: &Path) -> Result<()> {
-    use std::io::Read;
-    let refuse = |why: String| Err(Error::new(Kind::Model, format!("{} {why}; fetch it again", path.display())));
-    let mut file = std::fs::File::open(path).context(Kind::Model, || format!("cannot open {}", path.display()))?;
-    let len = file.metadata().context(Kind::Model, || format!("cannot read {}", path.display()))?.len();
-    let mut start = [0; 8];
-    if file.read_exact(&mut start).is_err() {
-        return refuse(format!("has {len} bytes and is no safetensors file"));
-    }
-    let header_len = u64::from_le_bytes(start);
-    if header_len > 100_000_000 {
-        return refuse("is no safetensors file".to_owned());
-    }
-    let mut header = vec![0; header_len as usize];
-    if file.read_exact(&mut header).is_err() {
-        return refuse(format!("is cut short: it has {len} bytes and must have over {}", header_len.saturating_add(8)));
-    }
-    let Ok(serde_json::Value::Object(tensors)) = serde_json::from_slice(&header) else {
-        return refuse("is no safetensors file".to_owned());
-    };
-    let ends = tensors.values().filter_map(|tensor| tensor.get("data_offsets")?.get(1)?.as_u64());
-    let whole = ends.max().unwrap_or(0).saturating_add(header_len + 8);
-    if len < whole {
-        return refuse(format!("is cut short: it has {len} bytes and must have {whole}"));
-    }
-    Ok(())
-}
-
-/// Maps weight files into memory.
-#[allow(unsafe_code)]
-fn map(paths: &[PathBuf]) -> candle_core::Result<MmapedSafetensors> {
-    // SAFETY: a mapped file that another process cuts short or rewrites would change under us. Weight files are written
-    // once: the downloader renames whole files into place, and every tensor is copied out before `PaliGemma::load` returns.
-    unsafe { MmapedSafetensors::multi(paths) }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
-
-    use super::*;
-
-    #[test]
-    fn an_index_lists_each_shard_once() {
-        let index = r#"{"metadata": {}, "weight_map": {"a": "m-2.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"}}"#;
-        assert_eq!(shards(index).unwrap().into_iter().collect::<Vec<_>>(), ["m-1.safetensors", "m-2.safetensors"]);
+        tensor.to_dtype(dtype).and_then(|tensor| tensor.to_device(&self.weights.wanted.device)).context(Kind::Model, read)
     }
 
-    #[test]
-    fn an_index_cannot_point_elsewhere() {
-        for name in ["../x.safetensors", "/etc/passwd", "a/b.safetensors", "x.bin", ".safetensors"] {
-            assert!(shards(&format!(r#"{{"weight_map": {{"a": "{name}"}}}}"#)).is_err(), "{name}");
+    /// Where a tensor of a shape is stored, and in which type.
+    fn find<'f>(&self, files: &'f Files, name: &str, shape: &[usize]) -> Result<(&'f Stored, Type)> {
+        let folder = self.weights.folder.display();
+        let refuse = |why: String| Error::new(Kind::Model, format!("tensor {name} in {folder} {why}"));
+        let stored = files.find(name).ok_or_else(|| refuse(format!("is missing; must be there with shape {shape:?}")))?;
+        if stored.shape != shape {
+            return Err(refuse(format!("has shape {:?}; must be {shape:?}", stored.shape)));
         }
-        assert!(shards("{}").is_err() && shards(r#"{"weight_map": {}}"#).is_err());
+        let float = stored.float().ok_or_else(|| refuse(format!("is of type {}; must be F32, F16 or BF16", stored.ty)))?;
+        self.weights.taken.borrow_mut().insert(name.to_owned());
+        Ok((stored, float))
+    }
+}
+
+fn float_type(ty: Type) -> DType {
+    match ty {
+        Type::F16 => DType::F16,
+        Type::Bf16 => DType::BF16,
+        _ => DType::F32,
     }
 }

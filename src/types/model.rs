@@ -89,7 +89,20 @@ impl FromStr for Dtype {
 
 impl Dtype {
     /// Every type with its name in the file and on the command line.
-    pub const NAMES: [(&'static str, Self); 4] = [("auto", Self::Auto), ("f32", Self::F32), ("f16", Self::F16), ("bf16", Self::Bf16)];
+    pub const NAMES: [(&'static str, Self); 7] = [
+        ("auto", Self::Auto),
+        ("f32", Self::F32),
+        ("f16", Self::F16),
+        ("bf16", Self::Bf16),
+        ("q8_0", Self::Q8_0),
+        ("q6k", Self::Q6K),
+        ("q4k", Self::Q4K),
+    ];
+
+    /// Its name in the file and on the command line.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, dtype)| *dtype == self).map_or("auto", |(name, _)| name)
+    }
 }
 
 /// The weights' type in memory.
@@ -97,12 +110,18 @@ impl Dtype {
 pub enum Dtype {
     /// The best for the device.
     Auto,
-    /// 32-bit floats: exact.
+    /// Computed in 32-bit floats: exact.
     F32,
     /// 16-bit floats.
     F16,
     /// bfloat16.
     Bf16,
+    /// 8-bit integers, a scale for each 32.
+    Q8_0,
+    /// 6-bit integers with scales for each 16.
+    Q6K,
+    /// 4-bit integers with scales and minimums for each 32.
+    Q4K,
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod hub;
 mod kernel;
 mod layers;
 mod matrix;
+mod measure;
 mod ops;
 mod preprocess;
 mod resize;
@@ -37,6 +38,7 @@ use vision::Vision;
 use weights::Weights;
 
 pub use hub::{HubOptions, Progress, resolve};
+pub use measure::{FrameTimes, MeasureOptions, Measured, Subject, Work, measure};
 pub use threads::fix_count as fix_thread_count;
 
 /// A checkpoint on this machine, as the hub lays it out.

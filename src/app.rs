@@ -1,5 +1,6 @@
 //! Floor 5: the one place that knows every stage: builds them, wires them, and joins them in the order of the data.
 
+pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod log;

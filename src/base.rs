@@ -5,6 +5,7 @@ pub mod clock;
 pub mod error;
 pub mod hash;
 pub mod mailbox;
+pub mod memory;
 pub mod metrics;
 pub mod redact;
 pub mod shutdown;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use palisade::app::oneshot::{self, DetectArgs, ProbeArgs};
-use palisade::app::{self, check, demo};
+use palisade::app::{self, bench, check, demo};
 use palisade::base::error::{Context, Kind, Result};
 use palisade::base::metrics::Metrics;
 use palisade::base::shutdown::Shutdown;
@@ -53,6 +53,12 @@ enum Command {
         #[arg(long, value_name = "DIR", default_value = "out/demo")]
         out: PathBuf,
     },
+    /// Measure how fast something is on this machine
+    #[command(arg_required_else_help = true)]
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Print every number of one answer as JSON, for comparison with another implementation
     #[command(hide = true)]
     Probe(Probe),
@@ -63,10 +69,16 @@ struct ModelArgs {
     /// A snapshot folder, or a hub id as owner/name[@revision]
     #[arg(long, value_name = "DIR|HUB_ID[@REVISION]", default_value = DEFAULT_MODEL)]
     model: String,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+#[derive(Args)]
+struct Compute {
     /// What computes: auto, cpu or cuda:N
     #[arg(long, default_value = "auto")]
     device: Device,
-    /// The weights' type in memory: auto, f32, f16 or bf16
+    /// The weights' type in memory: auto, f32, f16, bf16, q8_0, q6k or q4k
     #[arg(long, default_value = "auto")]
     dtype: Dtype,
 }
@@ -113,6 +125,40 @@ struct Probe {
     suppress: Vec<u32>,
 }
 
+#[derive(Subcommand)]
+enum Bench {
+    /// Measure the model: time to load, time of each stage of a frame, memory, operations a second
+    #[command(override_usage = "palisade bench model (--model DIR|HUB_ID | --config FILE --random) [OPTIONS]")]
+    Model(BenchModel),
+}
+
+#[derive(Args)]
+struct BenchModel {
+    /// A checkpoint: a snapshot folder, or a hub id as owner/name[@revision]
+    #[arg(long, value_name = "DIR|HUB_ID[@REVISION]")]
+    model: Option<String>,
+    /// Or the shape alone: the config.json of a checkpoint that need not be here; goes with --random
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Draw the weights of the shape at random: times and memory are a real checkpoint's, answers are nonsense
+    #[arg(long)]
+    random: bool,
+    #[command(flatten)]
+    compute: Compute,
+    /// Tokens of each answer
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    tokens: u16,
+    /// Frames to measure, after one to warm up
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    frames: u16,
+    /// A scene that stands still: the answer before is each frame's draft
+    #[arg(long)]
+    still: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     // Before any thread: it writes to the environment.
     palisade::model::fix_thread_count();
@@ -130,6 +176,7 @@ fn main() -> ExitCode {
         },
         Command::Detect(args) => finish(detect(args)),
         Command::Probe(args) => finish(probe(args).map(|()| 0)),
+        Command::Bench { what: Bench::Model(args) } => finish(bench_model(args).map(|()| 0)),
         Command::Demo { samples, out } => finish(run_demo(&samples, out)),
     }
 }
@@ -186,8 +233,8 @@ fn detect(args: Detect) -> Result<usize> {
     oneshot::detect(&DetectArgs {
         prompt,
         model: oneshot::model_source(&args.model.model)?,
-        device: args.model.device,
-        dtype: args.model.dtype,
+        device: args.model.compute.device,
+        dtype: args.model.compute.dtype,
         max_new_tokens: args.max_new_tokens.into(),
         json: args.json,
         annotate: args.annotate,
@@ -202,9 +249,22 @@ fn probe(args: Probe) -> Result<()> {
         prompt: args.prompt,
         image: args.image,
         tokens: args.tokens.into(),
-        device: args.model.device,
-        dtype: args.model.dtype,
+        device: args.model.compute.device,
+        dtype: args.model.compute.dtype,
         suppress: args.suppress,
+    })
+}
+
+fn bench_model(args: BenchModel) -> Result<()> {
+    warn_only()?;
+    bench::model(&bench::ModelArgs {
+        weights: bench::Weights::named(args.model.as_deref(), args.config, args.random)?,
+        device: args.compute.device,
+        dtype: args.compute.dtype,
+        tokens: args.tokens.into(),
+        frames: args.frames.into(),
+        still: args.still,
+        json: args.json,
     })
 }
 

@@ -221,7 +221,7 @@ fn probe_prints_the_reference_cases_numbers() {
 #[test]
 fn help_names_every_command() {
     let told = text(&palisade(&["--help"]).stdout);
-    for command in ["run", "check", "detect", "demo"] {
+    for command in ["run", "check", "detect", "demo", "bench"] {
         assert!(told.contains(command), "{told}");
     }
     assert!(!told.contains("probe"));

@@ -1,0 +1,99 @@
+//! `palisade bench`: what it measures, and what it says to arguments that it cannot use. No time is asserted.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::support::daemon::{PALISADE, repository};
+
+/// Runs `palisade bench model` in the repository.
+fn bench_model(arguments: &[&str]) -> Output {
+    Command::new(PALISADE).args(["bench", "model"]).args(arguments).current_dir(repository("")).output().unwrap()
+}
+
+/// The object that it prints.
+fn measured(arguments: &[&str]) -> Value {
+    let output = bench_model(&[arguments, &["--json", "--device", "cpu"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Checks that a spread is in order, and that it is all above zero.
+fn median(spread: &Value) -> f64 {
+    let [min, median, max] = ["min", "median", "max"].map(|key| spread[key].as_f64().unwrap());
+    assert!(0.0 < min && min <= median && median <= max, "{spread}");
+    median
+}
+
+#[test]
+fn the_demo_models_figures_go_together() {
+    let report = measured(&["--model", "samples/demo-model", "--frames", "2", "--tokens", "4"]);
+    for (key, expected) in [("tokens", 4), ("frames", 2), ("drafts_accepted", 0)] {
+        assert_eq!(report[key], expected, "{key} in {report}");
+    }
+    assert_eq!((&report["model"], &report["device"], &report["still"]), (&"demo-model".into(), &"cpu".into(), &false.into()));
+    assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+    let [vision, prefill, token, total] = ["vision_ms", "prefill_ms", "per_token_ms", "total_ms"].map(|key| median(&report[key]));
+    assert!(total > vision && total > prefill && total > token, "{report}");
+    // Every frame's parts are inside its whole.
+    let least = ["vision_ms", "prefill_ms"].map(|key| report[key]["min"].as_f64().unwrap());
+    assert!(report["total_ms"]["max"].as_f64().unwrap() >= least.iter().sum(), "{report}");
+    for above_zero in ["load_ms", "weights_gb_per_s", "peak_rss_mib", "threads", "positions", "parameters"] {
+        assert!(report[above_zero].as_f64().unwrap() > 0.0, "{above_zero} in {report}");
+    }
+    for stage in ["vision", "prefill", "decode"] {
+        assert!(report["gflops"][stage].as_f64().unwrap() > 0.0, "{stage} in {report}");
+    }
+    for word in ["isa", "dtype"] {
+        assert!(!report[word].as_str().unwrap().is_empty(), "{word} in {report}");
+    }
+}
+
+#[test]
+fn a_still_scene_has_its_drafts_accepted() {
+    let report = measured(&["--model", "samples/demo-model", "--frames", "2", "--tokens", "4", "--still"]);
+    assert_eq!((&report["still"], &report["tokens"]), (&true.into(), &4.into()));
+    let accepted = report["drafts_accepted"].as_f64().unwrap();
+    assert!(0.0 < accepted && accepted <= 4.0, "{report}");
+}
+
+#[test]
+fn a_shape_is_measured_without_its_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("shape.json");
+    std::fs::copy(repository("samples/demo-model/config.json"), &config).unwrap();
+    let config = config.to_str().unwrap();
+    let report = measured(&["--config", config, "--random", "--frames", "1", "--tokens", "3"]);
+    assert_eq!((&report["model"], &report["tokens"]), (&config.into(), &3.into()));
+    let of_the_checkpoint = measured(&["--model", "samples/demo-model", "--frames", "1", "--tokens", "3"]);
+    assert_eq!(report["parameters"], of_the_checkpoint["parameters"]);
+
+    let output = bench_model(&["--config", config, "--random", "--frames", "1", "--tokens", "3"]);
+    let table = String::from_utf8(output.stdout).unwrap();
+    for line in ["load ", "vision ", "prefill ", "per token ", "total ", "tokens ", "drafts accepted ", "peak memory "] {
+        assert!(table.lines().any(|told| told.starts_with(line)), "{line} in {table}");
+    }
+}
+
+#[test]
+fn arguments_that_cannot_be_used_are_sentences() {
+    let demo = "samples/demo-model";
+    let config = "samples/demo-model/config.json";
+    let cases: [(&[&str], i32, &str); 8] = [
+        (&[], 1, "no model to measure; must be --model DIR|HUB_ID, or --config FILE --random"),
+        (&["--model", "no-such-folder"], 1, "neither a folder here nor"),
+        (&["--model", "tests"], 1, "config.json"),
+        (&["--config", config], 1, "has no weights; add --random"),
+        (&["--config", "no/such.json", "--random"], 1, "no/such.json"),
+        (&["--model", demo, "--config", config, "--random"], 1, "must be one of the two"),
+        (&["--model", demo, "--frames", "0"], 2, "0 is not in 1..=1000"),
+        (&["--model", demo, "--tokens", "0"], 2, "0 is not in 1..=1024"),
+    ];
+    for (arguments, code, sentence) in cases {
+        let output = bench_model(arguments);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {told}");
+        assert!(told.contains(sentence) && !told.contains("panicked"), "{arguments:?}: {told}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}

@@ -140,8 +140,7 @@ impl Daemon {
         let publisher = mqtt.as_ref().map(Mqtt::publisher);
         let (putters, jobs) = mailbox(config.cameras.len());
         let max_batch = config.model.max_batch.unwrap_or_else(|| model.default_batch());
-        // A batch a worker: it goes on to the next one while these answers are dealt with.
-        let (send, found) = bounded(config.model.workers * max_batch);
+        let (send, found) = bounded(config.model.workers);
         let limits = Limits { max_new_tokens: config.model.max_new_tokens, min_score: config.model.min_score, suppress: Vec::new() };
         let drafts = Drafts::default();
         let detector = |_| Box::new(PaliGemmaDetector::new(model, limits.clone(), drafts.clone())) as Box<dyn Detector>;

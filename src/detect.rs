@@ -49,7 +49,7 @@ pub struct Found {
     pub queued: Duration,
     /// In the model, with the others of its batch.
     pub inference: Duration,
-    /// To be dropped once the answer has been dealt with: lets the camera's next frame go.
+    /// To be dropped once the answer is numbered: lets the camera's next frame go.
     pub ticket: Ticket,
 }
 
@@ -65,7 +65,7 @@ pub fn start(
     detectors: Vec<Box<dyn Detector>>,
     max_batch: usize,
     jobs: &Taker<Job>,
-    found: &Sender<Found>,
+    found: &Sender<Vec<Found>>,
     metrics: &Metrics,
 ) -> Result<Vec<Thread>> {
     let most = max_batch.min(jobs.slots().div_ceil(detectors.len().max(1)));
@@ -74,8 +74,9 @@ pub fn start(
         let mut worker = Worker { detector, metrics: metrics.clone(), told: None };
         thread::spawn(format!("detect-{number}"), move || {
             while let Some(taken) = jobs.take_up_to(most) {
+                let answered = worker.step(taken);
                 // A closed channel means that the daemon stops.
-                if worker.step(taken).into_iter().any(|one| found.send(one).is_err()) {
+                if !answered.is_empty() && found.send(answered).is_err() {
                     break;
                 }
             }

@@ -81,13 +81,39 @@ pub struct Taker<T> {
 
 /// The right to be the one item of its slot in flight; dropping it lets the next one go.
 pub struct Ticket {
-    release: Option<Box<dyn FnOnce() + Send + Sync>>,
+    mailbox: Arc<dyn Release>,
+    slot: Option<usize>,
+}
+
+/// A mailbox of whatever items.
+trait Release: Send + Sync {
+    fn release(&self, slots: &[usize]);
+}
+
+impl<T: Send> Release for Shared<T> {
+    fn release(&self, slots: &[usize]) {
+        let mut state = self.lock();
+        slots.iter().for_each(|&slot| state.slots[slot].in_flight = false);
+        drop(state);
+        self.filled.notify_all();
+    }
+}
+
+impl Ticket {
+    /// Gives several back in one moment: who waits finds all their slots free, not only the first one's. Those of
+    /// another mailbox than the first one's go back one by one.
+    pub fn give_back(mut tickets: Vec<Self>) {
+        let Some(mailbox) = tickets.first().map(|first| first.mailbox.clone()) else { return };
+        let same = tickets.iter_mut().filter(|ticket| Arc::ptr_eq(&ticket.mailbox, &mailbox));
+        let slots: Vec<usize> = same.filter_map(|ticket| ticket.slot.take()).collect();
+        mailbox.release(&slots);
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if let Some(release) = self.release.take() {
-            release();
+        if let Some(slot) = self.slot.take() {
+            self.mailbox.release(&[slot]);
         }
     }
 }
@@ -160,12 +186,7 @@ impl<T: Send + 'static> Taker<T> {
     }
 
     fn ticket(&self, slot: usize) -> Ticket {
-        let shared = self.shared.clone();
-        let release = move || {
-            shared.lock().slots[slot].in_flight = false;
-            shared.filled.notify_all();
-        };
-        Ticket { release: Some(Box::new(release)) }
+        Ticket { mailbox: self.shared.clone(), slot: Some(slot) }
     }
 }
 
@@ -248,6 +269,30 @@ mod tests {
         let mut shares: Vec<usize> = waiting.into_iter().map(|thread| thread.join().unwrap()).collect();
         shares.sort_unstable();
         assert_eq!(shares, [2, 3]);
+    }
+
+    #[test]
+    fn tickets_given_back_together_free_their_slots_in_one_moment() {
+        let (putters, taker) = mailbox(4);
+        let all = || putters.iter().enumerate().for_each(|(slot, putter)| assert_ne!(putter.put(slot), Put::Closed));
+        all();
+        let (_, mut tickets): (Vec<_>, Vec<_>) = taker.take_up_to(4).unwrap().into_iter().unzip();
+        all();
+        let other = mailbox(1);
+        other.0[0].put(9);
+        tickets.extend(other.1.take_up_to(1).unwrap().into_iter().map(|(_, ticket)| ticket));
+        let waiting = std::thread::spawn({
+            let taker = taker.clone();
+            move || taken_at_once(&taker, 4)
+        });
+        while taker.shared.lock().idle < 1 {
+            std::thread::yield_now();
+        }
+        Ticket::give_back(tickets);
+        assert_eq!(waiting.join().unwrap(), [0, 1, 2, 3]);
+        other.0[0].put(10);
+        assert_eq!(taken(&other.1), Some(10));
+        Ticket::give_back(Vec::new());
     }
 
     #[derive(Clone, Debug)]

@@ -22,7 +22,7 @@ use crate::base::shutdown::Shutdown;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
 use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig};
-use crate::detect::{self, Detector, Job, PaliGemmaDetector};
+use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
 use crate::gate::Interval;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
 use crate::mqtt::{self, Mqtt, Publisher};
@@ -142,12 +142,14 @@ impl Daemon {
     ) -> Result<Self> {
         let publisher = mqtt.as_ref().map(Mqtt::publisher);
         let (putters, jobs) = mailbox(config.cameras.len());
+        let max_batch = config.model.max_batch.unwrap_or_else(|| model.default_batch());
         let (send, found) = bounded(config.model.workers);
         let limits = Limits { max_new_tokens: config.model.max_new_tokens, min_score: config.model.min_score, suppress: Vec::new() };
-        let detectors =
-            (0..config.model.workers).map(|_| Box::new(PaliGemmaDetector::new(model, limits.clone())) as Box<dyn Detector>).collect();
+        let drafts = Drafts::default();
+        let detector = |_| Box::new(PaliGemmaDetector::new(model, limits.clone(), drafts.clone())) as Box<dyn Detector>;
+        let detectors = (0..config.model.workers).map(detector).collect();
         let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, publisher.clone(), metrics)?;
-        let workers = detect::start(detectors, &jobs, &send, metrics)?;
+        let workers = detect::start(detectors, max_batch, &jobs, &send, metrics)?;
         // From here on the workers alone hold these: when they end, so does what waits for them.
         drop((send, jobs));
         let mut sources = Vec::new();
@@ -202,7 +204,10 @@ impl Daemon {
         if sources_left > 0 {
             tracing::warn!(cameras = sources_left, "cameras did not let go in time and were left behind");
         } else if workers_left > 0 {
-            tracing::warn!(frames = workers_left, "frames in the model were given up; their answers would have come too late");
+            tracing::warn!(
+                workers = workers_left,
+                "workers were left behind with the frames they look at; their answers would have come too late"
+            );
         }
         self.results.finish(begin + SINKS_GRACE);
         if let Some(mqtt) = self.mqtt {

@@ -90,6 +90,8 @@ pub struct ModelConfig {
     pub max_new_tokens: usize,
     /// Threads that run the model; they share the weights.
     pub workers: usize,
+    /// Frames that a worker looks at together, at most; `None`: what suits the device.
+    pub max_batch: Option<usize>,
     /// Detections below this score (0..1) are dropped and reported.
     pub min_score: f32,
 }

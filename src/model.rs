@@ -142,6 +142,12 @@ impl PaliGemma {
         &self.0.name
     }
 
+    /// How many questions are best asked at once where nothing else is said: one on a processor, which a single picture
+    /// keeps busy, eight on a GPU.
+    pub fn default_batch(&self) -> usize {
+        if self.0.network.device.is_cpu() { 1 } else { 8 }
+    }
+
     /// Scratch space for one thread.
     pub fn session(&self) -> Session {
         let preprocessor = Preprocessor::new(self.0.network.config.vision.image_size, self.0.normalisation);

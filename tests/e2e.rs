@@ -170,6 +170,40 @@ fn it_runs_without_a_broker_section_and_with_a_broker_that_is_not_there() {
 }
 
 #[test]
+fn several_cameras_are_looked_at_in_batches_and_each_is_told_in_order() {
+    let folder = tempdir().unwrap();
+    let broker = Broker::start();
+    let subscriber = Subscriber::new(&broker, "palisade/#");
+    let cameras = ["a", "b", "c", "d", "e"];
+    let tables = cameras
+        .map(|camera| format!("[[camera]]\nid = {camera:?}\nuri = {:?}\nlabels = {LABELS:?}\ninterval = 0.1\nloop = true\n", clip()));
+    let text = format!(
+        "[model]\npath = {:?}\nworkers = 2\nmax_batch = 3\n{}[mqtt]\nhost = \"127.0.0.1\"\nport = {}\n",
+        repository("samples/demo-model"),
+        tables.concat(),
+        broker.port()
+    );
+    let mut daemon = Daemon::start(folder.path(), &text);
+    daemon.ready();
+    subscriber.wait_for("five answers of each camera", |messages| {
+        let of = |camera: &str| messages.iter().filter(|message| message.topic == format!("palisade/{camera}/detections")).count();
+        cameras.iter().all(|camera| of(camera) >= 5)
+    });
+    daemon.signal("TERM");
+    assert!(daemon.wait(Duration::from_secs(10)).success(), "{}", daemon.log());
+    subscriber.wait_text("palisade/status", "offline");
+    for camera in cameras {
+        let answers = subscriber.on(&format!("palisade/{camera}/detections"));
+        let answers: Vec<Value> = answers.iter().map(crate::support::broker::Received::json).collect();
+        let seqs: Vec<u64> = answers.iter().map(|answer| answer["seq"].as_u64().unwrap()).collect();
+        assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>(), "{camera}");
+        let times: Vec<f64> = answers.iter().map(|answer| answer["epoch"].as_f64().unwrap()).collect();
+        assert!(times.is_sorted(), "{camera}: {times:?}");
+        assert!(answers.iter().any(|answer| !detections(answer).is_empty()), "{camera}");
+    }
+}
+
+#[test]
 fn a_stop_during_the_start_is_heard() {
     let folder = tempdir().unwrap();
     // A hub that accepts and never answers.

@@ -246,6 +246,11 @@ impl Screen {
             format!("  objects     {}", if objects.is_empty() { "none".to_owned() } else { objects.join(", ") }),
             format!("  MQTT        {} detection messages reached the subscriber", heard.messages),
             format!("  model       {}", percentiles("inference")),
+            format!(
+                "  drafts      {} of {} answer tokens were those of the answer before",
+                count("draft_tokens_accepted"),
+                count("answer_tokens")
+            ),
             format!("  in all      {} (from decoder to answer)", percentiles("total")),
             format!("  video       {} (annotated; play it with any player)", video.display()),
             format!("  pictures    {}", out.join("snapshots").join(CAMERA).display()),

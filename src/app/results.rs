@@ -1,5 +1,5 @@
-//! The thread behind the workers: numbers each answer, publishes it, draws it, hands it to the sinks, and gives the
-//! camera's ticket back.
+//! The thread behind the workers: numbers each answer, publishes it, gives the camera's ticket back, draws the frame and
+//! hands it to the sinks.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use crate::annotate::Annotator;
 use crate::base::error::Result;
+use crate::base::mailbox::Ticket;
 use crate::base::metrics::Metrics;
 use crate::base::thread::{self, Thread};
 use crate::detect::{Found, Job};
@@ -30,7 +31,7 @@ pub(super) struct Results {
 impl Results {
     /// Starts the thread; it ends when the workers are gone, or at `finish`.
     pub(super) fn start(
-        found: Receiver<Found>,
+        found: Receiver<Vec<Found>>,
         fanout: Fanout,
         annotator: Annotator,
         publisher: Option<Publisher>,
@@ -41,13 +42,13 @@ impl Results {
         let thread = thread::spawn("results", move || {
             loop {
                 select! {
-                    recv(found) -> one => match one {
-                        Ok(one) => step.step(one),
+                    recv(found) -> batch => match batch {
+                        Ok(batch) => step.step(batch),
                         Err(_) => break,
                     },
                     recv(until) -> _ => {
                         // What is answered already is not lost.
-                        found.try_iter().for_each(|one| step.step(one));
+                        found.try_iter().for_each(|batch| step.step(batch));
                         break;
                     }
                 }
@@ -80,16 +81,33 @@ struct Step {
 }
 
 impl Step {
-    /// One answer; a panic in what is done with it costs this frame only.
-    fn step(&mut self, found: Found) {
-        let camera = found.job.frame.camera.clone();
-        if catch_unwind(AssertUnwindSafe(|| self.deal(found))).is_err() {
-            self.metrics.counter("frames_failed", camera.as_str()).add();
-            tracing::error!(%camera, "an answer could not be dealt with: a panic; this is a defect, please report it");
+    /// The answers of one batch; a panic in what is done with one costs its frame only.
+    ///
+    /// The tickets go back together, before the drawing: the model goes on meanwhile, and with all these cameras at
+    /// once. One by one, the first to return would be looked at alone and the others would wait for it. No camera's
+    /// frames can overtake each other here.
+    fn step(&mut self, batch: Vec<Found>) {
+        let numbered: Vec<(Looked, Ticket)> =
+            batch.into_iter().filter_map(|one| self.guarded(one.job.frame.camera.clone(), |step| step.deal(one))).collect();
+        let (looked, tickets): (Vec<Looked>, Vec<Ticket>) = numbered.into_iter().unzip();
+        Ticket::give_back(tickets);
+        if !self.fanout.is_empty() {
+            for one in &looked {
+                self.guarded(one.frame.camera.clone(), |step| step.fanout.offer(&step.picture(one)));
+            }
         }
     }
 
-    fn deal(&mut self, found: Found) {
+    fn guarded<T>(&mut self, camera: CameraId, deal: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        let dealt = catch_unwind(AssertUnwindSafe(|| deal(self))).ok();
+        if dealt.is_none() {
+            self.metrics.counter("frames_failed", camera.as_str()).add();
+            tracing::error!(%camera, "an answer could not be dealt with: a panic; this is a defect, please report it");
+        }
+        dealt
+    }
+
+    fn deal(&mut self, found: Found) -> (Looked, Ticket) {
         let Found { job: Job { frame, prompt }, answer, queued, inference, ticket } = found;
         let seq = self.seqs.entry(frame.camera.clone()).or_default();
         *seq += 1;
@@ -100,10 +118,7 @@ impl Step {
         if let Some(publisher) = &self.publisher {
             publisher.looked(&looked);
         }
-        if !self.fanout.is_empty() {
-            self.fanout.offer(&self.picture(&looked));
-        }
-        drop(ticket);
+        (looked, ticket)
     }
 
     fn picture(&self, looked: &Looked) -> Picture {

@@ -17,7 +17,12 @@ pub struct Counter(Arc<AtomicU64>);
 impl Counter {
     /// Counts one.
     pub fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add_many(1);
+    }
+
+    /// Counts `more` at once.
+    pub fn add_many(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
     }
 
     /// The count so far.
@@ -75,7 +80,7 @@ impl Metrics {
         Self::default()
     }
 
-    /// The counter `name` of `subject` (a camera or a sink), made at its first use.
+    /// The counter `name` of `subject` (a camera, a sink, a size), made at its first use.
     pub fn counter(&self, name: &'static str, subject: &str) -> Counter {
         let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tables.counters.entry((name, subject.to_owned())).or_default().clone()
@@ -124,7 +129,7 @@ mod tests {
     fn the_same_name_is_the_same_counter() {
         let metrics = Metrics::new();
         metrics.counter("frames_in", "a").add();
-        metrics.counter("frames_in", "a").add();
-        assert_eq!(metrics.counts(), [("frames_in", "a".to_owned(), 2)]);
+        metrics.counter("frames_in", "a").add_many(2);
+        assert_eq!(metrics.counts(), [("frames_in", "a".to_owned(), 3)]);
     }
 }

@@ -89,6 +89,7 @@ fn model(mut section: Section<'_, '_>, outside: &Outside<'_>) -> ModelConfig {
         dtype: section.choice("dtype", &Dtype::NAMES, Dtype::Auto),
         max_new_tokens: section.integer("max_new_tokens", 1..=1024, 100) as usize,
         workers: section.integer("workers", 1..=64, 1) as usize,
+        max_batch: section.holds("max_batch").then(|| section.integer("max_batch", 1..=64, 1) as usize),
         min_score: section.number("min_score", 0.0..=1.0, 0.0) as f32,
     };
     section.finish();

@@ -144,17 +144,22 @@ enum RawSize {
 /// # Errors
 /// When the file is missing, is no JSON of the expected kind, or describes a network this program does not know.
 pub fn read(folder: &Path) -> Result<Config> {
-    read_file(&folder.join("config.json"))
+    let path = folder.join("config.json");
+    parse(&super::weights::read_text(&path)?, &path)
 }
 
-/// Reads a `config.json` wherever it is.
+/// Reads a `config.json` by itself, wherever it is.
 ///
 /// # Errors
 /// As [`read`].
 pub fn read_file(path: &Path) -> Result<Config> {
-    let text = super::weights::read_text(path)?;
+    let text = std::fs::read_to_string(path).context(Kind::Input, || format!("cannot read {}", path.display()))?;
+    parse(&text, path)
+}
+
+fn parse(text: &str, path: &Path) -> Result<Config> {
     let raw: raw::RawConfig =
-        serde_json::from_str(&text).context(Kind::Model, || format!("{} is not a model's config.json", path.display()))?;
+        serde_json::from_str(text).context(Kind::Model, || format!("{} is not a model's config.json", path.display()))?;
     raw::resolve(raw).map_err(|why| Error::new(Kind::Model, format!("{}: {why}", path.display())))
 }
 

@@ -28,6 +28,17 @@ fn defaults_fill_what_is_not_written() {
 }
 
 #[test]
+fn the_batch_is_left_to_the_device_unless_it_is_written() {
+    let model = |line: &str| format!("[model]\npath = \"samples\"\n{line}\n{CAMERA}");
+    assert_eq!(read(&model("")).unwrap().model.max_batch, None);
+    assert_eq!(read(&model("max_batch = 64")).unwrap().model.max_batch, Some(64));
+    for bad in ["0", "65"] {
+        assert_eq!(faults(&model(&format!("max_batch = {bad}"))), [format!("line 3: model.max_batch is {bad}; must be in 1..=64")]);
+    }
+    assert_eq!(faults(&model("max_batch = \"auto\"")).len(), 1);
+}
+
+#[test]
 fn every_mistake_is_reported_with_its_line() {
     let text = "[model]\nid = \"google/x\"\ndtpye = \"f32\"\n[[camera]]\nid = \"Street\"\nuri = \"ftp://x\"\nprompt = 3\ninterval = 0\n[mqtt]\nport = 70000\n";
     let expected = [

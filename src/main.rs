@@ -66,7 +66,7 @@ struct ModelArgs {
     /// What computes: auto, cpu or cuda:N
     #[arg(long, default_value = "auto")]
     device: Device,
-    /// The weights' type in memory: auto, f32, f16 or bf16
+    /// The weights' type in memory: auto, f32, f16, bf16, q8_0, q6k or q4k
     #[arg(long, default_value = "auto")]
     dtype: Dtype,
 }

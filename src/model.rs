@@ -34,7 +34,7 @@ use generate::Bounds;
 use preprocess::Preprocessor;
 use tokenizer::Tokenizer;
 use vision::Vision;
-use weights::Weights;
+use weights::{Wanted, Weights};
 
 pub use hub::{HubOptions, Progress, resolve};
 pub use threads::fix_count as fix_thread_count;
@@ -120,13 +120,15 @@ impl PaliGemma {
     pub fn load(snapshot: &Snapshot, options: LoadOptions) -> Result<Self> {
         let folder = &snapshot.folder;
         let device = open_device(options.device).context(Kind::Config, || "model.device cannot be used")?;
-        let dtype = resolve_dtype(options.dtype, &device);
+        let wanted = Wanted::new(device.clone(), options.dtype)?;
+        let dtype = wanted.dtype();
         let config = config::read(folder)?;
         let normalisation = config::read_normalisation(folder, &config.vision)?;
         let tokenizer = Tokenizer::open(folder, &config)?;
-        let weights = Weights::open(folder, device.clone(), dtype)?;
+        let weights = Weights::open(folder, wanted)?;
         let vision = Vision::new(&weights, &config.vision, config.text.hidden_size)?;
         let decoder = Decoder::new(&weights, &config.text, &device)?;
+        weights.finish()?;
         let name = snapshot.name.clone();
         Ok(Self(Arc::new(Inner { name, config, normalisation, tokenizer, vision, decoder, device, dtype })))
     }
@@ -171,16 +173,6 @@ fn open_device(device: Device) -> Result<candle_core::Device> {
                  must be auto or cpu, or build with --features cuda"
             ),
         )),
-    }
-}
-
-/// `auto` is f32 on the processor, where bfloat16 products are a dozen times slower, and bf16 on a GPU.
-fn resolve_dtype(dtype: Dtype, device: &candle_core::Device) -> DType {
-    match dtype {
-        Dtype::Auto if device.is_cpu() => DType::F32,
-        Dtype::Auto | Dtype::Bf16 => DType::BF16,
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
     }
 }
 

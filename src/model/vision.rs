@@ -111,13 +111,15 @@ mod tests {
 
     use super::*;
     use crate::model::config;
+    use crate::model::weights::Wanted;
+    use crate::types::Dtype;
 
     /// Weights and picture of a reference case through our tower, and through another implementation with our projector.
     #[test]
     fn the_tower_agrees_with_an_independent_one() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/pg2");
         let read = config::read(&folder).unwrap();
-        let weights = Weights::open(&folder, Device::Cpu, DType::F32).unwrap();
+        let weights = Weights::open(&folder, Wanted::new(Device::Cpu, Dtype::F32).unwrap()).unwrap();
         let ours = Vision::new(&weights, &read.vision, read.text.hidden_size).unwrap();
 
         let text = std::fs::read_to_string(folder.join("config.json")).unwrap();

@@ -89,7 +89,20 @@ impl FromStr for Dtype {
 
 impl Dtype {
     /// Every type with its name in the file and on the command line.
-    pub const NAMES: [(&'static str, Self); 4] = [("auto", Self::Auto), ("f32", Self::F32), ("f16", Self::F16), ("bf16", Self::Bf16)];
+    pub const NAMES: [(&'static str, Self); 7] = [
+        ("auto", Self::Auto),
+        ("f32", Self::F32),
+        ("f16", Self::F16),
+        ("bf16", Self::Bf16),
+        ("q8_0", Self::Q8_0),
+        ("q6k", Self::Q6K),
+        ("q4k", Self::Q4K),
+    ];
+
+    /// Its name in the file and on the command line.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, dtype)| *dtype == self).map_or("auto", |(name, _)| name)
+    }
 }
 
 /// The weights' type in memory.
@@ -103,11 +116,26 @@ pub enum Dtype {
     F16,
     /// bfloat16.
     Bf16,
+    /// 8-bit integers with a scale for each 32 of them.
+    Q8_0,
+    /// 6-bit integers in blocks of 256; image tower and projector as `Q8_0`.
+    Q6K,
+    /// 4-bit integers in blocks of 256; image tower and projector as `Q8_0`.
+    Q4K,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_type_goes_by_its_name() {
+        for (name, dtype) in Dtype::NAMES {
+            assert_eq!((name.parse(), dtype.name()), (Ok(dtype), name));
+        }
+        let said = "q5k".parse::<Dtype>().unwrap_err();
+        assert_eq!(said, "is \"q5k\"; must be one of auto, f32, f16, bf16, q8_0, q6k, q4k");
+    }
 
     #[test]
     fn hub_names_are_plain() {

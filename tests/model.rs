@@ -145,6 +145,13 @@ fn a_misshapen_tensor_is_named_with_both_shapes() {
 }
 
 #[test]
+fn a_tensor_that_the_network_does_not_take_is_named() {
+    // A layer fewer than the file has.
+    let said = refused(|folder| edit(&folder.join("config.json"), "\"num_hidden_layers\": 4", "\"num_hidden_layers\": 3"));
+    assert!(said.contains("tensor model.language_model.layers.3.") && said.ends_with("and nothing in this network takes it"), "{said}");
+}
+
+#[test]
 fn a_cut_or_foreign_weight_file_is_named() {
     let truncate = |len: u64| {
         move |folder: &Path| std::fs::File::options().write(true).open(folder.join("model.safetensors")).unwrap().set_len(len).unwrap()

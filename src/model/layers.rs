@@ -1,12 +1,10 @@
 //! The layers that tower and decoder share. Norms and softmax compute in 32-bit floats whatever the weights' type.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Result, Tensor};
 
 use crate::base::{self, Context, Kind};
 use crate::model::config::Activation;
-use crate::model::matrix::{Bytes, Matrix, Type};
+use crate::model::matrix::Matrix;
 use crate::model::ops;
 use crate::model::weights::Scope;
 
@@ -31,24 +29,19 @@ impl Weight {
     /// # Errors
     /// When it is missing, of another shape, or not of floats.
     pub fn read(scope: &Scope<'_>, input: usize, output: usize) -> base::Result<Self> {
-        if scope.on_host() {
-            return scope.matrix("weight", output, input).map(Self::Host);
-        }
-        scope.get("weight", &[output, input]).map(Self::Device)
+        Self::read_of(scope, &[output, input])
     }
 
-    /// From a tensor `[output, input]`.
+    /// Reads a `weight` that may have more dimensions, such as a convolution's; all after the first are inputs.
     ///
     /// # Errors
-    /// When it cannot be read.
-    pub fn of(tensor: Tensor) -> base::Result<Self> {
-        if !tensor.device().is_cpu() {
-            return Ok(Self::Device(tensor));
+    /// As [`Weight::read`].
+    pub fn read_of(scope: &Scope<'_>, shape: &[usize]) -> base::Result<Self> {
+        if scope.on_host() {
+            return scope.matrix_of("weight", shape).map(Self::Host);
         }
-        let read = || tensor.to_dtype(DType::F32)?.contiguous().and_then(|tensor| Ok((tensor.dims2()?, tensor.flatten_all()?.to_vec1()?)));
-        let ((output, input), values): (_, Vec<f32>) = read().context(Kind::Internal, || "cannot read a weight".to_owned())?;
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Matrix::new(Type::F32, output, input, Bytes::Owned(Arc::new(bytes))).map(Self::Host)
+        let flat = scope.get("weight", shape)?.flatten_from(1);
+        flat.map(Self::Device).context(Kind::Internal, || "cannot flatten a weight".to_owned())
     }
 
     /// How large it is.

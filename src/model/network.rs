@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::base::{Context, Error, Kind, Result};
+use crate::base::{Context, Kind, Result};
 use crate::model::config::Config;
 use crate::model::decoder::{Cache, Decoder};
 use crate::model::generate::{self, Asked, Decoded, Passes, Rules};
@@ -53,10 +53,9 @@ impl Network {
     /// When the device or type cannot be used, a file is missing or damaged, or a tensor is missing, of another shape, or
     /// too many.
     pub fn load(snapshot: &Snapshot, config: Config, options: LoadOptions) -> Result<Self> {
-        let wanted = wanted(&config, options)?;
-        let (device, dtype) = (wanted.device.clone(), wanted.dtype);
-        let weights = Weights::open(&snapshot.folder, &snapshot.name, wanted)?;
-        let network = Self::new(&weights, config, device, dtype)?;
+        let (wanted, dtype) = wanted(&snapshot.name, &config, options)?;
+        let weights = Weights::open(&snapshot.folder, wanted.clone())?;
+        let network = Self::new(&weights, config, &wanted, dtype)?;
         weights.finish()?;
         Ok(network)
     }
@@ -66,19 +65,13 @@ impl Network {
     /// # Errors
     /// When the device or type cannot be used.
     pub fn random(config: Config, options: LoadOptions) -> Result<Self> {
-        let wanted = wanted(&config, options)?;
-        let (device, dtype) = (wanted.device.clone(), wanted.dtype);
-        Self::new(&Weights::random(wanted), config, device, dtype)
+        let (wanted, dtype) = wanted("random", &config, options)?;
+        Self::new(&Weights::random(wanted.clone()), config, &wanted, dtype)
     }
 
-    fn new(weights: &Weights, config: Config, device: Device, dtype: Dtype) -> Result<Self> {
+    fn new(weights: &Weights, config: Config, wanted: &Wanted, dtype: Dtype) -> Result<Self> {
         // The activations' type: f32 on the processor whatever the weights' is, that of the weights on a GPU.
-        let activations = match dtype {
-            _ if device.is_cpu() => DType::F32,
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            _ => DType::BF16,
-        };
+        let (device, activations) = (wanted.device.clone(), if wanted.device.is_cpu() { DType::F32 } else { wanted.dtype() });
         let vision = Vision::new(weights, &config.vision, config.text.hidden_size)?;
         let decoder = Decoder::new(weights, &config.text, &device, activations)?;
         Ok(Self { config, vision, decoder, device, activations, dtype })
@@ -135,25 +128,16 @@ impl Network {
     }
 }
 
-/// As what and where the weights are wanted. `auto` is bf16 on a GPU. On the processor it is f32 for a small network, which
-/// is fast anyway, and 4 bits for one that memory would hold up.
-fn wanted(config: &Config, options: LoadOptions) -> Result<Wanted> {
+/// As what and where the weights are wanted, and the name of their type. `auto` is bf16 on a GPU. On the processor it is
+/// f32 for a small network, which is fast anyway, and 4 bits for one that memory would hold up.
+fn wanted(name: &str, config: &Config, options: LoadOptions) -> Result<(Wanted, Dtype)> {
     let device = open_device(options.device).context(Kind::Config, || "model.device cannot be used")?;
     let dtype = match options.dtype {
         Dtype::Auto if !device.is_cpu() => Dtype::Bf16,
         Dtype::Auto if threads::is_small(&config.text) => Dtype::F32,
         Dtype::Auto => Dtype::Q4K,
-        Dtype::Q8_0 | Dtype::Q6K | Dtype::Q4K if !device.is_cpu() => {
-            let name = options.dtype.name();
-            return Err(Error::new(
-                Kind::Config,
-                format!(
-                    "model.dtype is {name}, but quantised weights are computed with on the processor only; \
-                     must be auto, f32, f16 or bf16 on a GPU"
-                ),
-            ));
-        }
         dtype => dtype,
     };
-    Ok(Wanted { device, dtype, tied: config.text.tied, cache: options.cache, progress: options.progress })
+    let wanted = Wanted::new(device, dtype)?;
+    Ok((Wanted { name: name.to_owned(), cache: options.cache, progress: options.progress, ..wanted }, dtype))
 }

@@ -44,12 +44,11 @@ impl Vision {
         let (hidden, side) = (config.hidden_size, config.patch_size);
         let tower = weights.part(Part::Vision);
         let embed = tower.sub("embeddings");
-        let patch = embed.sub("patch_embedding").get("weight", &[hidden, 3, side, side])?;
         let bias = embed.sub("patch_embedding").get("bias", &[hidden])?;
         let position = embed.sub("position_embedding").get("weight", &[config.patches(), hidden])?;
         let internal = || "cannot prepare the patch embedding".to_owned();
         Ok(Self {
-            patch: Weight::of(patch.reshape((hidden, 3 * side * side)).context(Kind::Internal, internal)?)?,
+            patch: Weight::read_of(&embed.sub("patch_embedding"), &[hidden, 3, side, side])?,
             position: position.broadcast_add(&bias).context(Kind::Internal, internal)?,
             blocks: (0..config.layers)
                 .map(|layer| Block::new(&tower.sub("encoder.layers").sub(layer), config))
@@ -140,8 +139,7 @@ mod tests {
     fn the_tower_agrees_with_an_independent_one() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/pg2");
         let read = config::read(&folder).unwrap();
-        let wanted = Wanted { device: Device::Cpu, dtype: Dtype::F32, tied: true, cache: None, progress: None };
-        let weights = Weights::open(&folder, "pg2", wanted).unwrap();
+        let weights = Weights::open(&folder, Wanted::new(Device::Cpu, Dtype::F32).unwrap()).unwrap();
         let ours = Vision::new(&weights, &read.vision, read.text.hidden_size).unwrap();
 
         let text = std::fs::read_to_string(folder.join("config.json")).unwrap();

@@ -1,188 +1,210 @@
-//! The weights of a snapshot folder, by name: on the processor as they are stored or quantised, else as tensors of the
-//! device.
+//! The weights of a network, by name: read from a snapshot folder's `model.safetensors`, whole or in shards, quantised
+//! where that is wanted, or drawn at random.
 //!
-//! Checkpoints name the same tensors in three ways, after the `transformers` version that saved them; which one is found
-//! out once, per part of the network. Every tensor is checked for its shape before it is used, and one that nothing takes
-//! is refused: a network that is not the one expected must not answer.
+//! Checkpoints name the same tensors in several ways, after the `transformers` version that saved them; which one is found
+//! out once, per part of the network. Every tensor is checked for its shape, and none may be left over.
 
-mod files;
+mod checkpoint;
+mod convert;
+mod gguf;
+mod index;
 mod key;
-mod quantise;
+mod part;
 mod random;
 mod store;
+mod strict;
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::base::{Context, Error, Kind, Result};
+use crate::model::config;
 use crate::model::hub::Progress;
 use crate::model::matrix::{Bytes, Matrix, Type};
 use crate::types::Dtype;
+use checkpoint::Checkpoint;
+use gguf::Item;
+use store::{Job, Store};
 
-use files::{Files, Stored};
-use store::Store;
+pub use index::shards;
+pub use part::Part;
 
-pub use files::{read_text, shards};
-pub use store::cache_folder;
-
-/// A part of the network whose tensors share a prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// The decoder.
-    Language,
-    /// The image tower.
-    Vision,
-    /// The layer between them.
-    Projector,
-    /// The output table, where it is not the embedding table.
-    Head,
-}
-
-impl Part {
-    /// The prefixes in use, the hub's own first, and a tensor that tells which it is.
-    fn namings(self) -> (&'static [&'static str], &'static str) {
-        match self {
-            Self::Language => (&["language_model.model", "model.language_model", "model.language_model.model"], "embed_tokens.weight"),
-            Self::Vision => (
-                &["vision_tower.vision_model", "model.vision_tower.vision_model", "model.vision_tower", "vision_tower"],
-                "embeddings.patch_embedding.weight",
-            ),
-            Self::Projector => (&["multi_modal_projector", "model.multi_modal_projector"], "linear.weight"),
-            Self::Head => (&["language_model.lm_head", "lm_head", "model.lm_head"], "weight"),
-        }
-    }
-}
-
-/// As what and where weights are wanted.
+/// Where and as what a network's weights are wanted.
+#[derive(Clone)]
 pub struct Wanted {
-    /// What computes with them.
+    /// Where tensors are put. Matrices for our own products stay on the processor.
     pub device: Device,
-    /// Their type; not `auto`.
-    pub dtype: Dtype,
-    /// Whether the output table is the embedding table.
-    pub tied: bool,
-    /// Where quantised weights are kept; `None`: nowhere.
+    /// The type of matrices. Floats that the checkpoint has in fewer bits are not blown up to 32.
+    pub ty: Type,
+    /// The model's name, for the log and the names of files.
+    pub name: String,
+    /// The folder that keeps quantised weights; `None`: there is none, and they are made at each start.
     pub cache: Option<PathBuf>,
-    /// Told of quantising: bytes done and bytes in all.
+    /// Told of bytes done and bytes in all while weights are quantised.
     pub progress: Option<Progress>,
 }
 
 impl Wanted {
-    /// The type of a matrix of a part. The tower's widths are no multiples of 256 and it is read once a frame, so 8 bits
-    /// suffice and cost nothing; tables decide on words, and stay at 8 bits beside layers of 4.
-    fn ty(&self, part: Part, table: bool) -> Type {
-        match self.dtype {
-            Dtype::Auto | Dtype::F32 => Type::F32,
-            Dtype::F16 => Type::F16,
-            Dtype::Bf16 => Type::Bf16,
-            Dtype::Q6K if part == Part::Language || part == Part::Head => Type::Q6K,
-            Dtype::Q4K if part == Part::Language && !table => Type::Q4K,
-            Dtype::Q8_0 | Dtype::Q6K | Dtype::Q4K => Type::Q8_0,
+    /// For a device. `auto` is f32 on the processor and bf16 on a GPU.
+    ///
+    /// # Errors
+    /// When quantised weights are wanted on a GPU.
+    pub fn new(device: Device, dtype: Dtype) -> Result<Self> {
+        let ty = resolve(dtype, device.is_cpu())?;
+        Ok(Self { device, ty, name: String::new(), cache: None, progress: None })
+    }
+
+    /// The type of tensors on the device; what is not quantised of a quantised network is in 32-bit floats.
+    pub fn dtype(&self) -> DType {
+        match self.ty {
+            Type::F16 => DType::F16,
+            Type::Bf16 => DType::BF16,
+            _ => DType::F32,
         }
     }
 
-    /// The type of tensors on a device.
-    fn device_type(&self) -> DType {
-        match self.dtype {
-            _ if self.device.is_cpu() => DType::F32,
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            _ => DType::BF16,
+    /// The type of a part's matrix. Tower and projector are read once a frame and cost little as bytes; the tables of words
+    /// decide on the answer, and stay bytes beside layers of four bits.
+    fn ty_of(&self, part: Part, name: &str) -> Type {
+        match part {
+            Part::Vision | Part::Projector if self.ty.is_quantised() => Type::Q8_0,
+            Part::Language | Part::Head if self.ty == Type::Q4K && (part == Part::Head || name.ends_with(Part::Language.sign())) => {
+                Type::Q8_0
+            }
+            _ => self.ty,
         }
     }
 }
 
-/// Open weight files, and where and as what their tensors are wanted.
+fn resolve(dtype: Dtype, on_processor: bool) -> Result<Type> {
+    let ty = match dtype {
+        Dtype::Auto if on_processor => Type::F32,
+        Dtype::Auto | Dtype::Bf16 => Type::Bf16,
+        Dtype::F32 => Type::F32,
+        Dtype::F16 => Type::F16,
+        Dtype::Q8_0 => Type::Q8_0,
+        Dtype::Q6K => Type::Q6K,
+        Dtype::Q4K => Type::Q4K,
+    };
+    if ty.is_quantised() && !on_processor {
+        let name = dtype.name();
+        return Err(Error::new(
+            Kind::Config,
+            format!(
+                "model.dtype is {name}, but quantised weights are computed on the processor only; \
+                 must be auto, f32, f16 or bf16 with a GPU"
+            ),
+        ));
+    }
+    Ok(ty)
+}
+
+/// The folder in which this program keeps what it can make again: `PALISADE_CACHE`, or the service manager's
+/// `CACHE_DIRECTORY`, or `palisade` in the user's own cache folder; `None`: there is no home to put it in.
+pub fn cache_folder(var: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let var = |name: &str| var(name).filter(|value| !value.is_empty());
+    let absolute = |name: &str| var(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let own = var("PALISADE_CACHE").map(PathBuf::from);
+    // The manager gives several folders as one list.
+    let service = || var("CACHE_DIRECTORY").and_then(|list| list.split(':').find(|path| !path.is_empty()).map(PathBuf::from));
+    let user = || absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+    own.or_else(service).or_else(|| Some(user()?.join("palisade")))
+}
+
+/// A network's weights.
 pub struct Weights {
-    source: Source,
     wanted: Wanted,
-    folder: PathBuf,
-    /// The names that something took.
-    taken: RefCell<BTreeSet<String>>,
+    source: Source,
 }
 
 enum Source {
-    Files(Files, Option<Store>),
+    Files(Box<Files>),
     Random,
 }
 
+struct Files {
+    checkpoint: Checkpoint,
+    /// Quantised weights that were kept.
+    store: Option<Store>,
+    /// Every tensor that was asked for.
+    asked: Mutex<BTreeSet<String>>,
+}
+
 impl Weights {
-    /// Opens the weight files of a snapshot folder, and what is kept of them quantised; quantises where nothing is yet.
+    /// Opens the weight files of a snapshot folder. Where quantised weights are wanted they are made now, if they are not
+    /// in the cache.
     ///
     /// # Errors
-    /// When a file is missing, cut short or no safetensors file; the sentence names it.
-    pub fn open(folder: &Path, name: &str, wanted: Wanted) -> Result<Self> {
-        let files = Files::open(folder)?;
-        let mut weights = Self { source: Source::Random, wanted, folder: folder.to_owned(), taken: RefCell::default() };
-        let plan = weights.plan(&files);
-        let store = if plan.is_empty() { None } else { Store::open(&files, folder, name, &plan, &weights.wanted) };
-        weights.source = Source::Files(files, store);
-        Ok(weights)
+    /// When a file is missing, cut short or no safetensors file, or files contradict each other; the sentence names it.
+    /// A cache that cannot be used is no error: weights are then quantised into memory.
+    pub fn open(folder: &Path, wanted: Wanted) -> Result<Self> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let store = if wanted.ty.is_quantised() { open_store(&checkpoint, &wanted)? } else { None };
+        Ok(Self { wanted, source: Source::Files(Box::new(Files { checkpoint, store, asked: Mutex::default() })) })
     }
 
-    /// Random weights of any shape.
+    /// Weights drawn at random: any tensor of any shape is there.
     pub fn random(wanted: Wanted) -> Self {
-        Self { source: Source::Random, wanted, folder: PathBuf::new(), taken: RefCell::default() }
-    }
-
-    /// Every matrix that is to be quantised, with its type.
-    fn plan(&self, files: &Files) -> Vec<(String, Type)> {
-        let mut plan = Vec::new();
-        for part in [Part::Language, Part::Vision, Part::Projector, Part::Head] {
-            if part == Part::Head && self.wanted.tied {
-                continue;
-            }
-            let prefix = format!("{}.", prefix(part, files));
-            for (name, stored) in files.tensors().filter(|(name, _)| name.starts_with(&prefix)) {
-                let ty = self.wanted.ty(part, name.ends_with("embed_tokens.weight") || part == Part::Head);
-                let matrix = ["_proj.weight", "fc1.weight", "fc2.weight", "linear.weight", "embed_tokens.weight", "lm_head.weight"];
-                if ty.is_quantised() && stored.shape.len() == 2 && matrix.iter().any(|end| name.ends_with(end)) {
-                    plan.push((name.clone(), ty));
-                }
-            }
-        }
-        plan
+        Self { wanted, source: Source::Random }
     }
 
     /// The tensors of one part.
     pub fn part(&self, part: Part) -> Scope<'_> {
         let prefix = match &self.source {
-            Source::Files(files, _) => prefix(part, files),
-            Source::Random => part.namings().0[0],
+            Source::Files(files) => part.prefix(&files.checkpoint),
+            Source::Random => part.prefixes()[0],
         };
         Scope { weights: self, part, prefix: prefix.to_owned() }
     }
 
-    /// To be called when the network has taken what it needs.
+    /// To be called once all is read.
     ///
     /// # Errors
-    /// When the checkpoint holds a tensor that nothing took; the sentence names it.
+    /// When the checkpoint holds a tensor that nobody asked for; the sentence has its name and shape.
     pub fn finish(&self) -> Result<()> {
-        let Source::Files(files, _) = &self.source else { return Ok(()) };
-        let taken = self.taken.borrow();
-        let extra = files.tensors().find(|(name, _)| !taken.contains(*name) && !self.is_ignored(name));
-        extra.map_or(Ok(()), |(name, stored)| {
-            let (shape, folder) = (&stored.shape, self.folder.display());
-            let why = format!("has shape {shape:?}; must not be there, for nothing in the network that config.json describes takes it");
-            Err(Error::new(Kind::Model, format!("tensor {name} in {folder} {why}")))
-        })
-    }
-
-    /// What saved models hold besides weights, and `transformers` passes over too: tables it computes anew, and a tied
-    /// output table. The tower's pooling head is part of SigLIP and of no PaliGemma.
-    fn is_ignored(&self, name: &str) -> bool {
-        let tied = self.wanted.tied && name.ends_with("lm_head.weight");
-        tied || [".position_ids", ".rotary_emb.inv_freq"].iter().any(|end| name.ends_with(end)) || name.contains("vision_model.head.")
+        match &self.source {
+            Source::Files(files) => strict::check(&files.checkpoint, &files.asked.lock().unwrap_or_else(PoisonError::into_inner)),
+            Source::Random => Ok(()),
+        }
     }
 }
 
-/// The prefix of a part in a checkpoint.
-fn prefix(part: Part, files: &Files) -> &'static str {
-    let (prefixes, sign) = part.namings();
-    prefixes.iter().find(|prefix| files.find(&format!("{prefix}.{sign}")).is_some()).unwrap_or(&prefixes[0])
+/// The cache's file of quantised weights; `None`, and a warning, where it cannot be had.
+fn open_store(checkpoint: &Checkpoint, wanted: &Wanted) -> Result<Option<Store>> {
+    let cost = "so they are quantised at each start, into memory; set PALISADE_CACHE to a folder that this user can write";
+    let Some(cache) = &wanted.cache else {
+        tracing::warn!("there is no folder to keep quantised weights in, {cost}");
+        return Ok(None);
+    };
+    let items = plan(checkpoint, wanted)?;
+    let job = Job { checkpoint, items, ty: wanted.ty, name: &wanted.name, cache, progress: wanted.progress.as_ref() };
+    Ok(store::open(&job).inspect_err(|why| tracing::warn!("quantised weights cannot be kept, {cost}: {}", why.chain())).ok())
+}
+
+/// The matrices of the network, by their names in the checkpoint: all weights of two dimensions and more but the table of
+/// positions, which is added and never multiplied, and what the network does not take.
+fn plan(checkpoint: &Checkpoint, wanted: &Wanted) -> Result<Vec<(String, Item)>> {
+    let tied = config::read(checkpoint.folder())?.text.tied;
+    let parts = Part::ALL.map(|part| (part, part.prefix(checkpoint)));
+    let find = |name: &str| {
+        let (part, rest) = parts.iter().find_map(|(part, prefix)| Some((*part, name.strip_prefix(prefix)?.strip_prefix('.')?)))?;
+        let none = match part {
+            Part::Head => tied,
+            Part::Vision => rest.starts_with("head.") || rest.ends_with("position_embedding.weight"),
+            Part::Language | Part::Projector => false,
+        };
+        (!none && rest.ends_with("weight")).then(|| (part, format!("{}.{rest}", part.short())))
+    };
+    let items = checkpoint.tensors().filter(|(_, stored)| stored.shape.len() > 1 && stored.ty().is_some());
+    let items = items.filter_map(|(source, stored)| {
+        let (part, name) = find(source).filter(|(_, name)| name.len() <= gguf::MAX_NAME)?;
+        let (rows, cols) = stored.rows_and_cols();
+        Some((source.clone(), Item { name, ty: wanted.ty_of(part, source), rows, cols }))
+    });
+    Ok(items.collect())
 }
 
 /// The tensors under a prefix.
@@ -203,33 +225,12 @@ impl Scope<'_> {
         self.weights.wanted.device.is_cpu()
     }
 
-    /// Reads `name` as a matrix for products on the processor. Floats that the checkpoint holds in a narrower type stay
-    /// in that: products widen them, and lose nothing.
-    ///
-    /// # Errors
-    /// When it is missing, of another shape, or not of floats.
-    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        let table = self.part == Part::Head || self.prefix.ends_with("embed_tokens");
-        let ty = self.weights.wanted.ty(self.part, table);
-        let full = format!("{}.{name}", self.prefix);
-        let Source::Files(files, store) = &self.weights.source else { return random::matrix(&full, ty, rows, cols) };
-        let (stored, float) = self.find(files, &full, &[rows, cols])?;
-        if let Some(kept) = store.as_ref().and_then(|store| store.matrix(&full, ty, rows, cols)) {
-            return Ok(kept);
-        }
-        if float == ty || ty == Type::F32 {
-            return Matrix::new(float, rows, cols, files.bytes(stored));
-        }
-        let bytes = quantise::whole(files, stored, float, ty).context(Kind::Model, || format!("cannot convert tensor {full}"))?;
-        Matrix::new(ty, rows, cols, Bytes::Owned(bytes.into()))
-    }
-
-    /// Reads `name` in the type of the device's weights.
+    /// Reads `name` in the type of [`Wanted::dtype`].
     ///
     /// # Errors
     /// When it is missing, of another shape, or not of floats.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.get_as(name, shape, self.weights.wanted.device_type())
+        self.get_as(name, shape, self.weights.wanted.dtype())
     }
 
     /// Reads `name` in 32-bit floats, for norms.
@@ -240,39 +241,82 @@ impl Scope<'_> {
         self.get_as(name, shape, DType::F32)
     }
 
+    /// A linear layer's weight, `[rows, cols]` (out, in), for products on the processor, in the type wanted. Where 32-bit
+    /// floats are wanted it stays in the type of the checkpoint, from which products expand it exactly.
+    ///
+    /// # Errors
+    /// As [`Scope::get`].
+    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        self.matrix_of(name, &[rows, cols])
+    }
+
+    /// The same of a tensor that is stored with more dimensions, such as a convolution; all after the first are one.
+    ///
+    /// # Errors
+    /// As [`Scope::get`].
+    pub fn matrix_of(&self, name: &str, shape: &[usize]) -> Result<Matrix> {
+        let name = format!("{}.{name}", self.prefix);
+        let wanted = self.weights.wanted.ty_of(self.part, &name);
+        let rows = shape.first().copied().unwrap_or(1);
+        let cols = shape.iter().skip(1).product();
+        let files = match &self.weights.source {
+            Source::Files(files) => files,
+            Source::Random => return random::matrix(&name, wanted, rows, cols),
+        };
+        let (stored, ty) = files.ask(&name, shape)?;
+        if wanted == ty || wanted == Type::F32 {
+            return Matrix::new(ty, rows, cols, files.checkpoint.mapped(stored));
+        }
+        if let Some(kept) = files.store.as_ref().and_then(|store| store.matrix(&name)) {
+            return kept;
+        }
+        let mut bytes = Vec::with_capacity(rows * wanted.row_bytes(cols));
+        convert::rows(&files.checkpoint, stored, wanted, |more| {
+            bytes.extend_from_slice(more);
+            Ok(())
+        })?;
+        Matrix::new(wanted, rows, cols, Bytes::Owned(Arc::new(bytes)))
+    }
+
     fn get_as(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        let full = format!("{}.{name}", self.prefix);
-        let read = || format!("cannot read tensor {full}");
-        let tensor = match &self.weights.source {
-            Source::Random => random::tensor(&full, shape)?,
-            Source::Files(files, _) => {
-                let (stored, float) = self.find(files, &full, shape)?;
-                let (bytes, dtype) = (files.bytes(stored), float_type(float));
-                Tensor::from_raw_buffer(bytes.get(), dtype, shape, &Device::Cpu).context(Kind::Model, read)?
+        let device = &self.weights.wanted.device;
+        let name = format!("{}.{name}", self.prefix);
+        let read = match &self.weights.source {
+            Source::Random => Tensor::from_vec(random::floats(&name, shape.iter().product()), shape, &Device::Cpu),
+            Source::Files(files) => {
+                let (stored, ty) = files.ask(&name, shape)?;
+                let stored_as = match ty {
+                    Type::F16 => DType::F16,
+                    Type::Bf16 => DType::BF16,
+                    _ => DType::F32,
+                };
+                Tensor::from_raw_buffer(files.checkpoint.bytes(stored), stored_as, shape, &Device::Cpu)
             }
         };
         // Converted on the processor: a GPU then never holds both forms.
-        tensor.to_dtype(dtype).and_then(|tensor| tensor.to_device(&self.weights.wanted.device)).context(Kind::Model, read)
-    }
-
-    /// Where a tensor of a shape is stored, and in which type.
-    fn find<'f>(&self, files: &'f Files, name: &str, shape: &[usize]) -> Result<(&'f Stored, Type)> {
-        let folder = self.weights.folder.display();
-        let refuse = |why: String| Error::new(Kind::Model, format!("tensor {name} in {folder} {why}"));
-        let stored = files.find(name).ok_or_else(|| refuse(format!("is missing; must be there with shape {shape:?}")))?;
-        if stored.shape != shape {
-            return Err(refuse(format!("has shape {:?}; must be {shape:?}", stored.shape)));
-        }
-        let float = stored.float().ok_or_else(|| refuse(format!("is of type {}; must be F32, F16 or BF16", stored.ty)))?;
-        self.weights.taken.borrow_mut().insert(name.to_owned());
-        Ok((stored, float))
+        let read = read.and_then(|tensor| tensor.to_dtype(dtype)?.to_device(device));
+        read.context(Kind::Model, || format!("cannot read tensor {name}"))
     }
 }
 
-fn float_type(ty: Type) -> DType {
-    match ty {
-        Type::F16 => DType::F16,
-        Type::Bf16 => DType::BF16,
-        _ => DType::F32,
+impl Files {
+    /// A tensor, noted as taken.
+    fn ask(&self, name: &str, shape: &[usize]) -> Result<(&checkpoint::Stored, Type)> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        self.checkpoint.get(name, shape)
     }
 }
+
+/// Reads a text file of a snapshot.
+///
+/// # Errors
+/// When it is missing or unreadable; the sentence names it.
+pub fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => index::missing(path),
+        _ => Error::new(Kind::Model, format!("cannot read {}", path.display())).because(error),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,116 +1,141 @@
-//! Weights out of nothing, for timing a shape whose checkpoint is not at hand.
+//! Weights drawn at random, in the type they are wanted in: a network of any shape can be timed without its checkpoint.
+//!
+//! They are uniform in ±0.02 and depend on the tensor's name alone. Blocks are filled with random integers under fixed
+//! scales; to quantise billions of random floats would take minutes.
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use crate::base::Result;
 use crate::base::hash::{FNV_OFFSET, fnv1a};
-use crate::base::{Context, Kind, Result};
 use crate::model::matrix::{Bytes, Matrix, Type};
 
-/// Weights lie evenly in `-RANGE..RANGE`, as in the reference's timing.
-const RANGE: f32 = 0.02;
+/// The largest weight.
+const LARGEST: f32 = 0.02;
 
-/// A matrix of random weights, the same for the same name. Block types get random integers under one scale: quantising
-/// billions of floats would take minutes and time nothing.
+/// Entries of the table from which floats are drawn.
+const TABLE: usize = 4096;
+
+/// Bytes that one thread fills at a time, about.
+const PIECE: usize = 1 << 20;
+
+/// A matrix `[rows, cols]`.
 ///
 /// # Errors
-/// When it cannot be made.
+/// Never, unless the type's sizes contradict each other.
 pub fn matrix(name: &str, ty: Type, rows: usize, cols: usize) -> Result<Matrix> {
-    let len = ty.row_bytes(cols);
-    let mut bytes = vec![0; rows * len];
-    let seed = u64::from(fnv1a(FNV_OFFSET, name.as_bytes()));
-    let some = 1 + (1 << 16) / len;
-    bytes.par_chunks_mut(len * some).enumerate().for_each(|(at, bytes)| {
-        let mut dice = Dice(seed ^ (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        bytes.chunks_exact_mut(ty.block_bytes()).for_each(|block| fill(ty, block, &mut dice));
-    });
+    let mut bytes = vec![0; rows * ty.row_bytes(cols)];
+    match ty {
+        Type::F32 => draw(&mut bytes, name, |value| value.to_le_bytes()),
+        Type::F16 => draw(&mut bytes, name, |value| f16::from_f32(value).to_le_bytes()),
+        Type::Bf16 => draw(&mut bytes, name, |value| bf16::from_f32(value).to_le_bytes()),
+        Type::Q8_0 | Type::Q6K | Type::Q4K => draw_blocks(&mut bytes, name, ty),
+    }
     Matrix::new(ty, rows, cols, Bytes::Owned(Arc::new(bytes)))
 }
 
-/// Random values in a tensor of 32-bit floats on the processor.
-///
-/// # Errors
-/// When it cannot be made.
-pub fn tensor(name: &str, shape: &[usize]) -> Result<Tensor> {
-    let mut dice = Dice(fnv1a(FNV_OFFSET, name.as_bytes()).into());
-    let values = (0..shape.iter().product()).map(|_| dice.float()).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).context(Kind::Internal, || format!("cannot make random values for {name}"))
+/// So many floats.
+pub fn floats(name: &str, count: usize) -> Vec<f32> {
+    let mut bytes = vec![0; count * 4];
+    draw(&mut bytes, name, |value| value.to_le_bytes());
+    bytes.as_chunks().0.iter().map(|word| f32::from_le_bytes(*word)).collect()
 }
 
-fn fill(ty: Type, block: &mut [u8], dice: &mut Dice) {
-    let scale = |top: f32| f16::from_f32(RANGE / top).to_le_bytes();
+/// Fills `bytes` with floats of `N` bytes, drawn from a table of values that lie evenly between the bounds.
+fn draw<const N: usize>(bytes: &mut [u8], name: &str, write: impl Fn(f32) -> [u8; N]) {
+    let value = |at: usize| (at as f32 + 0.5) * (2.0 * LARGEST / TABLE as f32) - LARGEST;
+    let table: Vec<[u8; N]> = (0..TABLE).map(|at| write(value(at))).collect();
+    let seed = seed(name);
+    bytes.par_chunks_mut(PIECE).enumerate().for_each(|(piece, bytes)| {
+        let first = (piece * PIECE) as u64;
+        for (at, words) in bytes.chunks_mut(4 * N).enumerate() {
+            let drawn = splitmix64(seed ^ (first + at as u64));
+            for (place, word) in words.chunks_exact_mut(N).enumerate() {
+                word.copy_from_slice(&table[(drawn >> (place * 16)) as usize % TABLE]);
+            }
+        }
+    });
+}
+
+/// Fills `bytes` with blocks of `ty`.
+fn draw_blocks(bytes: &mut [u8], name: &str, ty: Type) {
+    let seed = seed(name);
+    let size = ty.block_bytes();
+    let step = PIECE / size * size;
+    bytes.par_chunks_mut(step).enumerate().for_each(|(piece, bytes)| {
+        let first = (piece * step) as u64;
+        for (at, word) in bytes.chunks_mut(8).enumerate() {
+            word.copy_from_slice(&splitmix64(seed ^ (first + at as u64)).to_le_bytes()[..word.len()]);
+        }
+        bytes.chunks_exact_mut(size).for_each(|block| set_scales(block, ty));
+    });
+}
+
+/// Overwrites the scales of a block so that its integers span the bounds.
+fn set_scales(block: &mut [u8], ty: Type) {
+    let half = |value: f32| f16::from_f32(value).to_le_bytes();
     match ty {
-        Type::F32 => block.copy_from_slice(&dice.float().to_le_bytes()),
-        Type::F16 => block.copy_from_slice(&f16::from_f32(dice.float()).to_le_bytes()),
-        Type::Bf16 => block.copy_from_slice(&bf16::from_f32(dice.float()).to_le_bytes()),
-        Type::Q8_0 => {
-            dice.bytes(&mut block[2..]);
-            block[..2].copy_from_slice(&scale(128.0));
-        }
+        // -128..=127 times the scale.
+        Type::Q8_0 => block[..2].copy_from_slice(&half(LARGEST / 128.0)),
+        // -32..32 times a scale of 8 of each sixteen weights, times the block's.
         Type::Q6K => {
-            dice.bytes(&mut block[..192]);
-            block[192..208].fill(64);
-            block[208..].copy_from_slice(&scale(32.0 * 64.0));
+            block[192..208].fill(8);
+            block[208..].copy_from_slice(&half(LARGEST / (32.0 * 8.0)));
         }
-        Type::Q4K => {
-            // Every scale is 8 and every minimum 60, in six bits each: 8 * q - 60 lies in -60..=60.
-            block[4..8].fill(8);
-            block[8..12].fill(60 | 3 << 6);
-            block[12..16].fill(8 | 12 << 4);
-            dice.bytes(&mut block[16..]);
-            let by = scale(60.0);
-            block[..2].copy_from_slice(&by);
-            block[2..4].copy_from_slice(&by);
+        // 0..16 times a scale of 32 of each 32 weights, times the block's, less a minimum likewise. Eight pairs of 32 are
+        // packed into twelve bytes, low bits apart from high ones.
+        _ => {
+            block[..2].copy_from_slice(&half(2.0 * LARGEST / (15.0 * 32.0)));
+            block[2..4].copy_from_slice(&half(LARGEST / 32.0));
+            block[4..12].fill(32 | 2 << 6);
+            block[12..16].fill(0);
         }
     }
 }
 
-/// A generator whose numbers need only look random.
-struct Dice(u64);
+fn seed(name: &str) -> u64 {
+    splitmix64(u64::from(fnv1a(FNV_OFFSET, name.as_bytes())))
+}
 
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed ^ mixed >> 31
-    }
-
-    fn float(&mut self) -> f32 {
-        ((self.roll() >> 40) as f32 / (1 << 23) as f32 - 1.0) * RANGE
-    }
-
-    fn bytes(&mut self, bytes: &mut [u8]) {
-        for eight in bytes.chunks_mut(8) {
-            eight.copy_from_slice(&self.roll().to_le_bytes()[..eight.len()]);
-        }
-    }
+/// The output function of splitmix64 (Steele, Lea and Flood, 2014) for the counter `at`.
+fn splitmix64(at: u64) -> u64 {
+    let z = at.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
-
     use super::*;
 
     #[test]
-    fn weights_of_every_type_are_spread_over_the_range_and_repeat() {
+    fn each_type_is_drawn_between_the_bounds() {
         for ty in [Type::F32, Type::F16, Type::Bf16, Type::Q8_0, Type::Q6K, Type::Q4K] {
-            let (a, b) = (matrix("a", ty, 40, 512).unwrap(), matrix("a", ty, 40, 512).unwrap());
-            let (mut row, mut again) = (vec![0.0; 512], vec![0.0; 512]);
-            let (mut sum, mut most) = (0.0, 0.0_f32);
-            for at in 0..40 {
-                a.read_row(at, &mut row);
-                b.read_row(at, &mut again);
-                assert_eq!(row, again);
+            let drawn = matrix("a", ty, 5, 700).unwrap();
+            let mut row = vec![0.0; 700];
+            let (mut sum, mut squares, mut largest) = (0.0, 0.0, 0.0_f32);
+            for at in 0..5 {
+                drawn.read_row(at, &mut row);
                 sum += row.iter().sum::<f32>();
-                most = row.iter().fold(most, |most, value| most.max(value.abs()));
+                squares += row.iter().map(|value| value * value).sum::<f32>();
+                largest = row.iter().fold(largest, |largest, value| largest.max(value.abs()));
             }
-            assert!((0.019..0.021).contains(&most), "{ty:?}: {most}");
-            assert!((sum / (40.0 * 512.0)).abs() < 5e-4, "{ty:?}: {sum}");
+            let deviation = (squares / 3500.0).sqrt();
+            assert!(largest < LARGEST * 1.01 && largest > LARGEST * 0.95, "{ty:?}: {largest}");
+            assert!((sum / 3500.0).abs() < LARGEST * 0.04, "{ty:?}: {sum}");
+            // Of a uniform distribution; sixteen steps spread a little more.
+            assert!((deviation - LARGEST / 3_f32.sqrt()).abs() < LARGEST * 0.06, "{ty:?}: {deviation}");
         }
-        assert_ne!(tensor("a", &[4]).unwrap().to_vec1::<f32>().unwrap(), tensor("b", &[4]).unwrap().to_vec1::<f32>().unwrap());
+    }
+
+    #[test]
+    fn the_name_decides() {
+        let bytes = |name: &str| matrix(name, Type::Q8_0, 3, 64).unwrap().view().row_bytes(2).to_vec();
+        assert_eq!(bytes("a"), bytes("a"));
+        assert_ne!(bytes("a"), bytes("b"));
+        assert_eq!(floats("norm", 7).len(), 7);
     }
 }

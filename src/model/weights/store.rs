@@ -1,249 +1,205 @@
-//! Quantised weights on the disk, so that they are quantised once: a GGUF file per checkpoint and type, mapped into memory.
+//! Quantised weights, made once and kept as a GGUF file in the cache folder, from where they are mapped into memory.
 //!
-//! The file holds the matrices under their names in the checkpoint, rows filled up to whole blocks; what is small is read
-//! from the checkpoint each time. It is written beside its place and moved there whole, so a reader finds all or nothing,
-//! and of two that write at once the later wins. Where nothing can be kept the weights are quantised into memory, at each
-//! start: slower, and told, but no reason not to start.
+//! There is one file per content of a checkpoint and type. It is written under another name, synced and renamed, so it is
+//! whole or not there; of two programs that write it at once the second replaces the first's by the same bytes.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs::{File, TryLockError};
+use std::io::Write;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use candle_core::quantized::GgmlDType;
-use candle_core::quantized::gguf_file::{Content, Value};
 use memmap2::Mmap;
 
+use super::checkpoint::{Checkpoint, map};
+use super::gguf::{self, Item, Layout, Value};
+use super::{convert, key};
 use crate::base::{Context, Error, Kind, Result};
+use crate::model::hub::Progress;
 use crate::model::matrix::{Bytes, Matrix, Type};
-use crate::model::weights::files::{self, Files};
-use crate::model::weights::key::Keys;
-use crate::model::weights::{Wanted, quantise};
 
-/// Counted up when the same checkpoint and type come to other bytes.
-const LAYOUT: u32 = 1;
+/// The ending of a file that is being written.
+const PART: &str = ".part";
 
-/// Data begin at multiples of so many bytes.
-const ALIGNMENT: usize = 32;
+/// A part file that no program holds is left alone for this long, for its writer may be about to take hold of it.
+const FRESH: Duration = Duration::from_secs(60);
 
-/// What was being written so long ago is nobody's any more.
-const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+/// Where file systems know no locks, a part file is given up after this time.
+const GIVEN_UP: Duration = Duration::from_secs(24 * 3600);
 
-/// An open file of quantised weights.
-pub struct Store {
-    map: Arc<Mmap>,
-    tensors: HashMap<String, (GgmlDType, Vec<usize>, usize)>,
+/// What is to be found in the cache, or made and put there.
+pub struct Job<'a> {
+    /// What the weights come from.
+    pub checkpoint: &'a Checkpoint,
+    /// The tensors, each with its name in the checkpoint.
+    pub items: Vec<(String, Item)>,
+    /// The type of most of them.
+    pub ty: Type,
+    /// The model's name.
+    pub name: &'a str,
+    /// The cache folder.
+    pub cache: &'a Path,
+    /// Told of bytes read and bytes to read while weights are quantised.
+    pub progress: Option<&'a Progress>,
 }
 
-/// Where quantised weights are kept, by the environment: `PALISADE_CACHE`, the service's `CACHE_DIRECTORY`,
-/// `XDG_CACHE_HOME/palisade`, `HOME/.cache/palisade`; `None` where there is no home.
-pub fn cache_folder(var: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    let var = |name: &str| var(name).filter(|value| !value.is_empty());
-    let service = || var("CACHE_DIRECTORY").and_then(|all| all.split(':').next().map(PathBuf::from));
-    let home = || var("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| var("HOME").map(|home| Path::new(&home).join(".cache")));
-    var("PALISADE_CACHE").map(PathBuf::from).or_else(service).or_else(|| home().map(|home| home.join("palisade")))
+/// A mapped file of quantised weights.
+pub struct Store {
+    map: Arc<Mmap>,
+    places: HashMap<String, (Item, Range<usize>)>,
 }
 
 impl Store {
-    /// The matrices of `plan`, quantised now where they are not kept yet; `None` where they cannot be.
-    pub fn open(files: &Files, folder: &Path, name: &str, plan: &[(String, Type)], wanted: &Wanted) -> Option<Self> {
-        let dtype = wanted.dtype.name();
-        let kept = wanted.cache.as_ref().map(|cache| cache.join("weights"));
-        let opened = match &kept {
-            None => Err(Error::new(Kind::Io, "there is no folder to keep them in; must be in PALISADE_CACHE, or HOME must be set")),
-            Some(kept) => Self::open_in(kept, files, folder, name, plan, wanted),
-        };
-        opened
-            .inspect_err(|error| {
-                tracing::warn!("weights of {name} are quantised to {dtype} in memory, at each start anew: {}", error.chain());
-            })
-            .ok()
-    }
-
-    fn open_in(kept: &Path, files: &Files, folder: &Path, name: &str, plan: &[(String, Type)], wanted: &Wanted) -> Result<Self> {
-        let fail = || format!("{} cannot be used", kept.display());
-        fs::create_dir_all(kept).context(Kind::Io, fail)?;
-        let meter = Meter::new(files, plan, wanted);
-        let config = folder.join("config.json");
-        let key = Keys { folder: Some(kept), progress: &|bytes| meter.add(bytes) };
-        let key = key.of(std::iter::once(config.as_path()).chain(files.paths()))?;
-        let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' }).collect();
-        let path = kept.join(format!("{}-{key}-{}.gguf", &plain[..plain.len().min(80)], wanted.dtype.name()));
-        if path.exists() {
-            match Self::read(&path, files, plan) {
-                Ok(store) => return Ok(store),
-                Err(error) => tracing::warn!("{} is damaged and made anew: {}", path.display(), error.chain()),
-            }
-        }
-        sweep(kept);
-        let begin = Instant::now();
-        tracing::info!("quantising {name} to {}, once; kept as {}", wanted.dtype.name(), path.display());
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let part = kept.join(format!(".{}.{}.part", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
-        let written = write(&part, files, name, plan, &meter)
-            .and_then(|()| fs::rename(&part, &path).context(Kind::Io, || format!("{} cannot be put in place", path.display())));
-        if let Err(error) = written {
-            fs::remove_file(&part).ok();
-            return Err(error);
-        }
-        // The name too must outlast a loss of power; where it cannot be made to, it is made anew.
-        File::open(kept).and_then(|folder| folder.sync_all()).ok();
-        tracing::info!(seconds = begin.elapsed().as_secs_f32(), "quantised {name}");
-        Self::read(&path, files, plan)
-    }
-
-    /// Opens a file and checks that it holds the whole plan.
-    fn read(path: &Path, files: &Files, plan: &[(String, Type)]) -> Result<Self> {
-        let wrong = |why: String| Error::new(Kind::Model, why);
-        let mut file = File::open(path).context(Kind::Io, || "it cannot be opened")?;
-        let len = file.metadata().context(Kind::Io, || "it cannot be read")?.len() as usize;
-        let content = Content::read(&mut file).context(Kind::Model, || "it is no GGUF file")?;
-        let layout = content.metadata.get("palisade.layout").and_then(|layout| layout.to_u32().ok());
-        if layout != Some(LAYOUT) {
-            return Err(wrong(format!("its layout is {layout:?}; must be {LAYOUT}")));
-        }
-        let start = content.tensor_data_offset as usize;
-        let mut tensors = HashMap::new();
-        for (name, ty) in plan {
-            let shape = shape(files, name, *ty);
-            let info = content.tensor_infos.get(name).ok_or_else(|| wrong(format!("tensor {name} is missing")))?;
-            if info.ggml_dtype != quantise::ggml(*ty) || info.shape.dims() != shape {
-                return Err(wrong(format!("tensor {name} is {:?} {:?}; must be {ty:?} {shape:?}", info.ggml_dtype, info.shape.dims())));
-            }
-            let end = start.saturating_add(info.offset as usize).saturating_add(shape[0] * ty.row_bytes(shape[1]));
-            if end > len {
-                return Err(wrong(format!("it has {len} bytes; must have {end}")));
-            }
-            tensors.insert(name.clone(), (info.ggml_dtype, shape, start + info.offset as usize));
-        }
-        let map = files::map(path).context(Kind::Io, || "it cannot be mapped")?;
-        Ok(Self { map: Arc::new(map), tensors })
-    }
-
-    /// A matrix, if it is kept in this type.
-    pub fn matrix(&self, name: &str, ty: Type, rows: usize, cols: usize) -> Option<Matrix> {
-        let (kept, shape, start) = self.tensors.get(name)?;
-        if *kept != quantise::ggml(ty) || *shape != [rows, cols.next_multiple_of(ty.block())] {
-            return None;
-        }
-        let range: Range<usize> = *start..start + rows * ty.row_bytes(cols);
-        Matrix::new(ty, rows, cols, Bytes::Mapped(Arc::clone(&self.map), range)).ok()
+    /// The tensor that has this name in the checkpoint; `None`: it is not stored.
+    ///
+    /// # Errors
+    /// Never, unless the file's layout contradicts itself.
+    pub fn matrix(&self, name: &str) -> Option<Result<Matrix>> {
+        let (item, range) = self.places.get(name)?;
+        Some(Matrix::new(item.ty, item.rows, item.cols, Bytes::Mapped(Arc::clone(&self.map), range.clone())))
     }
 }
 
-/// A matrix's shape in the file: rows filled up to whole blocks.
-fn shape(files: &Files, name: &str, ty: Type) -> Vec<usize> {
-    let shape = files.find(name).map_or(&[0, 0][..], |stored| &stored.shape);
-    vec![shape[0], shape[1].next_multiple_of(ty.block())]
-}
-
-/// Removes what was begun and never finished.
-fn sweep(kept: &Path) {
-    let now = SystemTime::now();
-    for entry in fs::read_dir(kept).into_iter().flatten().flatten() {
-        let old = entry.metadata().and_then(|data| data.modified()).is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > ABANDONED));
-        if old && entry.path().extension().is_some_and(|end| end == "part") {
-            fs::remove_file(entry.path()).ok();
-        }
-    }
-}
-
-/// Counts bytes of the checkpoint that are done.
-struct Meter<'a> {
-    done: std::cell::Cell<u64>,
-    all: u64,
-    wanted: &'a Wanted,
-}
-
-impl<'a> Meter<'a> {
-    fn new(files: &Files, plan: &[(String, Type)], wanted: &'a Wanted) -> Self {
-        let bytes = |(name, _): &(String, Type)| files.find(name).map_or(0, |stored| files.bytes(stored).get().len() as u64);
-        Self { done: std::cell::Cell::new(0), all: 2 * plan.iter().map(bytes).sum::<u64>(), wanted }
-    }
-
-    fn add(&self, bytes: u64) {
-        self.done.set(self.all.min(self.done.get() + bytes));
-        if let Some(progress) = &self.wanted.progress {
-            progress(self.done.get(), self.all);
-        }
-    }
-}
-
-/// Writes the file: GGUF version 3, header first, for every size is known.
-fn write(path: &Path, files: &Files, name: &str, plan: &[(String, Type)], meter: &Meter<'_>) -> Result<()> {
-    let fail = || format!("{} cannot be written", path.display());
-    let file = File::create_new(path).context(Kind::Io, fail)?;
-    let mut out = BufWriter::with_capacity(1 << 20, &file);
-    let header = header(files, name, plan);
-    out.write_all(&header).context(Kind::Io, fail)?;
-    for (name, ty) in plan {
-        let stored = files.find(name).filter(|stored| stored.float().is_some());
-        let of_floats = || Error::new(Kind::Model, format!("tensor {name} is not of type F32, F16 or BF16"));
-        let stored = stored.ok_or_else(of_floats)?;
-        let from = stored.float().ok_or_else(of_floats)?;
-        let mut len = 0;
-        quantise::in_parts(files, stored, from, *ty, |part| {
-            len += part.len();
-            meter.add((part.len() / ty.block_bytes() * ty.block() * from.block_bytes()) as u64);
-            out.write_all(part).context(Kind::Io, fail)
-        })?;
-        out.write_all(&[0; ALIGNMENT][..len.next_multiple_of(ALIGNMENT) - len]).context(Kind::Io, fail)?;
-    }
-    out.flush().context(Kind::Io, fail)?;
-    file.sync_all().context(Kind::Io, fail)
-}
-
-fn header(files: &Files, name: &str, plan: &[(String, Type)]) -> Vec<u8> {
-    let mut out = b"GGUF".to_vec();
-    let text = |out: &mut Vec<u8>, text: &str| {
-        out.extend((text.len() as u64).to_le_bytes());
-        out.extend(text.as_bytes());
-    };
+/// Opens the file of quantised weights, and makes it first where it is not there or not whole.
+///
+/// # Errors
+/// When the folder cannot be made or written, the disk is full, or the checkpoint cannot be read.
+pub fn open(job: &Job<'_>) -> Result<Store> {
+    let folder = job.cache.join("weights");
+    std::fs::create_dir_all(&folder).context(Kind::Io, || format!("cannot make the folder {}", folder.display()))?;
+    let files: Vec<PathBuf> =
+        std::iter::once(job.checkpoint.folder().join("config.json")).chain(job.checkpoint.paths().map(Path::to_owned)).collect();
+    let key = key::of(&files, &folder)?;
+    let name = plain(job.name);
     let metadata = [
-        ("general.architecture", Value::String("paligemma".to_owned())),
-        ("general.name", Value::String(name.to_owned())),
-        ("general.alignment", Value::U32(ALIGNMENT as u32)),
-        ("palisade.layout", Value::U32(LAYOUT)),
+        ("general.architecture", Value::Text("paligemma")),
+        ("general.name", Value::Text(&name)),
+        ("general.alignment", Value::Number(32)),
+        ("general.quantization_version", Value::Number(2)),
+        ("palisade.key", Value::Text(&key)),
+        ("palisade.type", Value::Text(type_name(job.ty))),
     ];
-    out.extend(3_u32.to_le_bytes());
-    out.extend((plan.len() as u64).to_le_bytes());
-    out.extend((metadata.len() as u64).to_le_bytes());
-    for (key, value) in metadata {
-        text(&mut out, key);
-        match value {
-            Value::String(value) => {
-                out.extend(8_u32.to_le_bytes());
-                text(&mut out, &value);
-            }
-            value => {
-                out.extend(4_u32.to_le_bytes());
-                out.extend(value.to_u32().unwrap_or_default().to_le_bytes());
-            }
+    let items: Vec<Item> = job.items.iter().map(|(_, item)| item.clone()).collect();
+    let layout = Layout::new(&metadata, &items);
+    let path = folder.join(format!("{name}-{}-{}.gguf", &key[..16], type_name(job.ty)));
+    let file = match look(&path, &layout)? {
+        Some(file) => file,
+        None => {
+            sweep(&folder);
+            make(job, &layout, &path)?
+        }
+    };
+    let map = map(&file).context(Kind::Io, || format!("cannot map {} into memory", path.display()))?;
+    let places = job.items.iter().zip(layout.ranges).map(|((source, item), range)| (source.clone(), (item.clone(), range)));
+    Ok(Store { map: Arc::new(map), places: places.collect() })
+}
+
+/// The file, if it is there and the right one; another of its name is removed.
+fn look(path: &Path, layout: &Layout) -> Result<Option<File>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.context(Kind::Io, || format!("cannot open {}", path.display()))?,
+    };
+    let mut start = vec![0; layout.header.len()];
+    let len = file.metadata().context(Kind::Io, || format!("cannot read {}", path.display()))?.len();
+    if len == layout.len as u64 && file.read_exact_at(&mut start, 0).is_ok() && start == layout.header {
+        return Ok(Some(file));
+    }
+    tracing::warn!("{} is damaged or not of this program; it is removed and made anew", path.display());
+    std::fs::remove_file(path).context(Kind::Io, || format!("cannot remove {}", path.display()))?;
+    Ok(None)
+}
+
+/// A file that is being written; it goes when it is dropped before it has its name.
+struct Part(Option<PathBuf>);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_file(path);
         }
     }
-    let mut offset = 0_u64;
-    for (name, ty) in plan {
-        let shape = shape(files, name, *ty);
-        text(&mut out, name);
-        out.extend(2_u32.to_le_bytes());
-        // The fastest dimension first.
-        shape.iter().rev().for_each(|&side| out.extend((side as u64).to_le_bytes()));
-        let ggml: u32 = match ty {
-            Type::F32 => 0,
-            Type::F16 => 1,
-            Type::Q8_0 => 8,
-            Type::Q4K => 12,
-            Type::Q6K => 14,
-            Type::Bf16 => 30,
-        };
-        out.extend(ggml.to_le_bytes());
-        out.extend(offset.to_le_bytes());
-        offset += (shape[0] * ty.row_bytes(shape[1])).next_multiple_of(ALIGNMENT) as u64;
+}
+
+fn make(job: &Job<'_>, layout: &Layout, path: &Path) -> Result<File> {
+    let folder = path.parent().unwrap_or(path);
+    tracing::info!("quantising {} to {}, once; kept in {}", job.name, type_name(job.ty), folder.display());
+    let began = Instant::now();
+    let failed = || format!("cannot write {}", path.display());
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let unnamed = folder.join(format!("{name}.{}{PART}", uuid::Uuid::new_v4()));
+    let mut file = File::options().read(true).write(true).create_new(true).open(&unnamed).context(Kind::Io, failed)?;
+    let mut part = Part(Some(unnamed.clone()));
+    // Held while it is written, so that others can tell it from one whose program died. Not every file system has locks.
+    if let Err(error) = file.try_lock() {
+        tracing::debug!("{} cannot be locked: {error}", unnamed.display());
     }
-    out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
-    out
+    file.write_all(&layout.header).context(Kind::Io, failed)?;
+    let sources = job.items.iter().filter_map(|(source, item)| Some((job.checkpoint.find(source)?, item)));
+    let all = sources.clone().map(|(stored, _)| stored.len() as u64).sum();
+    let mut done = 0;
+    for (stored, item) in sources {
+        let whole = item.len();
+        let (mut written, length) = (0, stored.len() as u64);
+        convert::rows(job.checkpoint, stored, item.ty, |bytes| {
+            file.write_all(bytes).context(Kind::Io, failed)?;
+            written += bytes.len();
+            if let Some(progress) = job.progress {
+                progress(done + length * written as u64 / whole.max(1) as u64, all);
+            }
+            Ok(())
+        })?;
+        file.write_all(&vec![0; gguf::padded(whole) - whole]).context(Kind::Io, failed)?;
+        done += length;
+    }
+    if file.metadata().context(Kind::Io, failed)?.len() != layout.len as u64 {
+        return Err(Error::new(Kind::Internal, format!("{} came out with another length than planned", path.display())));
+    }
+    file.sync_all().context(Kind::Io, failed)?;
+    std::fs::rename(&unnamed, path).context(Kind::Io, failed)?;
+    part.0 = None;
+    // Without this the file is whole but may be nameless after a power cut: then it is made once more.
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
+    }
+    tracing::info!("quantised {} in {:.1} s: {} bytes", job.name, began.elapsed().as_secs_f64(), layout.len);
+    Ok(file)
+}
+
+/// Removes what programs that died left half written.
+fn sweep(folder: &Path) {
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()).filter(|path| path.as_os_str().as_encoded_bytes().ends_with(PART.as_bytes())) {
+        let age = path.metadata().and_then(|of| of.modified()).ok().and_then(|at| at.elapsed().ok()).unwrap_or_default();
+        let dead = match File::open(&path).map(|file| file.try_lock()) {
+            Ok(Ok(())) => age > FRESH,
+            Ok(Err(TryLockError::Error(_))) => age > GIVEN_UP,
+            Ok(Err(TryLockError::WouldBlock)) | Err(_) => false,
+        };
+        if dead && std::fs::remove_file(&path).is_ok() {
+            tracing::info!("removed {}, which another start left half written", path.display());
+        }
+    }
+}
+
+/// A model's name as part of a file's name. The commit of a hub model is left out: the key stands for the content.
+fn plain(name: &str) -> String {
+    let name = name.split('@').next().unwrap_or_default().trim_start_matches('.');
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    name.chars().map(|c| if fits(c) { c } else { '-' }).take(80).collect()
+}
+
+/// A type's name in the configuration.
+fn type_name(ty: Type) -> &'static str {
+    match ty {
+        Type::F32 => "f32",
+        Type::F16 => "f16",
+        Type::Bf16 => "bf16",
+        Type::Q8_0 => "q8_0",
+        Type::Q6K => "q6k",
+        Type::Q4K => "q4k",
+    }
 }

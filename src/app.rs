@@ -140,7 +140,8 @@ impl Daemon {
         let publisher = mqtt.as_ref().map(Mqtt::publisher);
         let (putters, jobs) = mailbox(config.cameras.len());
         let (send, found) = bounded(config.model.workers);
-        let limits = Limits { max_new_tokens: config.model.max_new_tokens, min_score: config.model.min_score, suppress: Vec::new() };
+        let limits =
+            Limits { max_new_tokens: config.model.max_new_tokens, min_score: config.model.min_score.clone(), suppress: Vec::new() };
         let detectors =
             (0..config.model.workers).map(|_| Box::new(PaliGemmaDetector::new(model, limits.clone())) as Box<dyn Detector>).collect();
         let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, publisher.clone(), metrics)?;

@@ -4,6 +4,7 @@
 
 mod raw;
 mod reader;
+mod scores;
 mod uri;
 
 use std::fmt;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::base::redact::SecretString;
-use crate::types::{CameraId, Prompt};
+use crate::types::{CameraId, MinScore, Prompt};
 
 pub use crate::types::{Device, Dtype, ModelSource};
 
@@ -90,8 +91,8 @@ pub struct ModelConfig {
     pub max_new_tokens: usize,
     /// Threads that run the model; they share the weights.
     pub workers: usize,
-    /// Detections below this score (0..1) are dropped and reported.
-    pub min_score: f32,
+    /// Detections below it are dropped and reported.
+    pub min_score: MinScore,
 }
 
 /// One camera or file.

@@ -84,6 +84,9 @@ struct Detect {
     /// The longest answer, in tokens
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     max_new_tokens: u16,
+    /// Drop detections that the model was less sure of, 0 to 1
+    #[arg(long, default_value_t = 0.0, value_name = "SCORE", value_parser = share)]
+    min_score: f32,
     /// Print one JSON object a picture
     #[arg(long)]
     json: bool,
@@ -111,6 +114,12 @@ struct Probe {
     /// Token ids that may not be written
     #[arg(long, value_name = "ID", num_args = 1.., value_delimiter = ',')]
     suppress: Vec<u32>,
+}
+
+/// A number in 0..=1.
+fn share(text: &str) -> std::result::Result<f32, String> {
+    let number = text.parse().ok().filter(|number| (0.0..=1.0).contains(number));
+    number.ok_or_else(|| format!("{text:?} must be a number in 0..=1"))
 }
 
 fn main() -> ExitCode {
@@ -189,6 +198,7 @@ fn detect(args: Detect) -> Result<usize> {
         device: args.model.device,
         dtype: args.model.dtype,
         max_new_tokens: args.max_new_tokens.into(),
+        min_score: args.min_score.into(),
         json: args.json,
         annotate: args.annotate,
         images: args.images,

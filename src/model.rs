@@ -26,7 +26,7 @@ use candle_core::{DType, Tensor};
 use image::RgbImage;
 
 use crate::base::{Context, Error, Kind, Result};
-use crate::types::{Answer, Device, Dtype, Finish};
+use crate::types::{Answer, Device, Dtype, Finish, MinScore};
 
 use answer::Written;
 use decoder::{Cache, Decoder};
@@ -62,8 +62,8 @@ pub struct LoadOptions {
 pub struct Limits {
     /// The answer's bound in tokens.
     pub max_new_tokens: usize,
-    /// Detections below this score (0..=1) are rejected.
-    pub min_score: f32,
+    /// Detections below their label's score are rejected.
+    pub min_score: MinScore,
     /// Token ids the model may not write.
     pub suppress: Vec<u32>,
 }
@@ -201,7 +201,7 @@ impl Session {
         let Generation { generated_ids, token_logprobs, text, finish, .. } = self.generate(question, limits)?;
         let ranges = self.model.tokenizer.ranges(&generated_ids, &text)?;
         let tokens = ranges.into_iter().zip(token_logprobs).filter_map(|(range, logprob)| Some(Written { range: range?, logprob }));
-        let (detections, rejected) = answer::parse(&text, &tokens.collect::<Vec<_>>(), limits.min_score);
+        let (detections, rejected) = answer::parse(&text, &tokens.collect::<Vec<_>>(), &limits.min_score);
         Ok(Answer { raw: text, finish, detections, rejected, tokens: generated_ids, drafts_accepted: 0 })
     }
 

@@ -3,6 +3,7 @@
 
 mod cli;
 mod e2e;
+mod exact;
 mod hub;
 mod layering;
 mod model;

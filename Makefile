@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint build run-tests packages-demo packages-test install model
+.PHONY: help demo test lint build quality run-tests packages-demo packages-test packages-quality install model
 
 export CARGO_INCREMENTAL ?= 0
 # rustup puts cargo here; a shell that was open before knows nothing of it.
@@ -19,6 +19,9 @@ RUN_PACKAGES := glib-networking gstreamer1.0-plugins-base gstreamer1.0-plugins-g
 	mosquitto mosquitto-clients
 # Independent witnesses: ffprobe reads our files, openssl makes certificates, systemd-analyze reads the unit.
 TEST_PACKAGES := ffmpeg openssl systemd procps
+# Draws the scenes of `make quality`: Debian's Python with these, or another that has numpy and Pillow.
+QUALITY_PACKAGES := python3-numpy python3-pil fonts-noto-color-emoji
+PYTHON ?= /usr/bin/python3
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +33,9 @@ test: packages-test lint run-tests ## everything: formatting, lints, unit, model
 
 build: ## the release binary
 	cargo build --release --locked
+
+quality: packages-quality build ## precision and recall of the demo model for every weight type, on 300 drawn scenes
+	$(PYTHON) samples/recipe/quality.py --palisade $(PALISADE)
 
 lint: ## rustfmt and clippy, no warning left
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
@@ -50,6 +56,9 @@ packages-demo:
 
 packages-test:
 	@$(call install_missing,$(BUILD_PACKAGES) $(RUN_PACKAGES) $(TEST_PACKAGES))
+
+packages-quality:
+	@$(call install_missing,$(BUILD_PACKAGES) $(RUN_PACKAGES) $(QUALITY_PACKAGES))
 
 # Installs with apt, through sudo where not root, what dpkg does not know as installed.
 define install_missing

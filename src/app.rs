@@ -144,7 +144,8 @@ impl Daemon {
         let (putters, jobs) = mailbox(config.cameras.len());
         let max_batch = config.model.max_batch.unwrap_or_else(|| model.default_batch());
         let (send, found) = bounded(config.model.workers);
-        let limits = Limits { max_new_tokens: config.model.max_new_tokens, min_score: config.model.min_score, suppress: Vec::new() };
+        let limits =
+            Limits { max_new_tokens: config.model.max_new_tokens, min_score: config.model.min_score.clone(), suppress: Vec::new() };
         let drafts = Drafts::default();
         let detector = |_| Box::new(PaliGemmaDetector::new(model, limits.clone(), drafts.clone())) as Box<dyn Detector>;
         let detectors = (0..config.model.workers).map(detector).collect();

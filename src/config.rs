@@ -4,6 +4,7 @@
 
 mod raw;
 mod reader;
+mod scores;
 mod uri;
 
 use std::fmt;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::base::redact::SecretString;
-use crate::types::{CameraId, Prompt};
+use crate::types::{CameraId, MinScore, Prompt};
 
 pub use crate::types::{Device, Dtype, ModelSource};
 
@@ -92,8 +93,8 @@ pub struct ModelConfig {
     pub workers: usize,
     /// Frames that a worker looks at together, at most; `None`: what suits the device.
     pub max_batch: Option<usize>,
-    /// Detections below this score (0..1) are dropped and reported.
-    pub min_score: f32,
+    /// Detections below it are dropped and reported.
+    pub min_score: MinScore,
 }
 
 /// One camera or file.

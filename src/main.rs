@@ -96,6 +96,9 @@ struct Detect {
     /// The longest answer, in tokens
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     max_new_tokens: u16,
+    /// Drop detections that the model was less sure of, 0 to 1
+    #[arg(long, default_value_t = 0.0, value_name = "SCORE", value_parser = share)]
+    min_score: f32,
     /// Print one JSON object a picture
     #[arg(long)]
     json: bool,
@@ -157,6 +160,12 @@ struct BenchModel {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// A number in 0..=1.
+fn share(text: &str) -> std::result::Result<f32, String> {
+    let number = text.parse().ok().filter(|number| (0.0..=1.0).contains(number));
+    number.ok_or_else(|| format!("{text:?} must be a number in 0..=1"))
 }
 
 fn main() -> ExitCode {
@@ -236,6 +245,7 @@ fn detect(args: Detect) -> Result<usize> {
         device: args.model.compute.device,
         dtype: args.model.compute.dtype,
         max_new_tokens: args.max_new_tokens.into(),
+        min_score: args.min_score.into(),
         json: args.json,
         annotate: args.annotate,
         images: args.images,

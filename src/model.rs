@@ -28,7 +28,7 @@ use std::sync::Arc;
 use image::RgbImage;
 
 use crate::base::{Context, Error, Kind, Result};
-use crate::types::{Answer, Device, Dtype, Finish};
+use crate::types::{Answer, Device, Dtype, Finish, MinScore};
 
 use answer::Written;
 use decoder::Cache;
@@ -75,8 +75,8 @@ impl LoadOptions {
 pub struct Limits {
     /// The answer's bound in tokens.
     pub max_new_tokens: usize,
-    /// Detections below this score (0..=1) are rejected.
-    pub min_score: f32,
+    /// Detections below their label's score are rejected.
+    pub min_score: MinScore,
     /// Token ids the model may not write.
     pub suppress: Vec<u32>,
 }
@@ -278,7 +278,7 @@ impl Session {
         let Generation { generated_ids: tokens, token_logprobs, text, finish, drafts_accepted, .. } = generation;
         let ranges = self.model.tokenizer.ranges(&tokens, &text)?;
         let written = ranges.into_iter().zip(token_logprobs).filter_map(|(range, logprob)| Some(Written { range: range?, logprob }));
-        let (detections, rejected) = answer::parse(&text, &written.collect::<Vec<_>>(), limits.min_score);
+        let (detections, rejected) = answer::parse(&text, &written.collect::<Vec<_>>(), &limits.min_score);
         Ok(Answer { raw: text, finish, detections, rejected, tokens, drafts_accepted })
     }
 }

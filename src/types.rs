@@ -3,11 +3,13 @@
 mod camera;
 mod detection;
 mod frame;
+mod min_score;
 mod model;
 mod prompt;
 
 pub use camera::{CameraId, CameraState, CameraStatus};
 pub use detection::{Answer, Box01, Detection, Finish, PixelBox, Rejected};
 pub use frame::{Frame, Looked, TimeSource};
+pub use min_score::MinScore;
 pub use model::{Device, Dtype, ModelSource};
 pub use prompt::{Prompt, slug};

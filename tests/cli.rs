@@ -66,6 +66,7 @@ fn every_key_of_the_contract_is_taken() {
     std::fs::write(&secret, "s3cr3t\n").unwrap();
     let text = format!(
         "[model]\npath = \"samples/demo-model\"\ndevice = \"auto\"\ndtype = \"auto\"\nmax_new_tokens = 100\nworkers = 1\nmax_batch = 8\nmin_score = 0.0\n\
+         [model.min_scores]\ncat = 0.5\n\
          [[camera]]\nid = \"street\"\nuri = \"samples/street.mp4\"\nloop = true\nprompt = \"detect cat; dog; car\"\ninterval = 1.0\ndecode = \"auto\"\n\
          motion = \"off\"\nmax_interval = 60.0\nusername = \"viewer\"\npassword_file = {secret:?}\nenabled = true\n\
          [output.snapshots]\ndir = \"out/s\"\nkeep = 1000\nkeep_days = 7\n[output.file]\npath = \"out/{{camera}}.mp4\"\n[output.rtsp]\nlisten = \"127.0.0.1:8554\"\n\

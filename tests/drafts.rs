@@ -7,7 +7,7 @@ use std::path::Path;
 use image::{Rgb, RgbImage};
 use palisade::config::{Device, Dtype};
 use palisade::model::{Generation, Limits, LoadOptions, PaliGemma, Question, Session, Snapshot};
-use palisade::types::Finish;
+use palisade::types::{Finish, MinScore};
 
 use crate::support::snapshot::copy_of;
 
@@ -102,7 +102,7 @@ fn drafts_change_nothing(model: &PaliGemma, limits: &Limits, name: &str) {
 fn drafts_change_nothing_in_the_reference_cases() {
     for case in GOLDENS {
         let (_folder, snapshot) = copy_of(case);
-        let limits = Limits { max_new_tokens: 24, min_score: 0.0, suppress: vec![1, 1505] };
+        let limits = Limits { max_new_tokens: 24, min_score: MinScore::default(), suppress: vec![1, 1505] };
         drafts_change_nothing(&load(&snapshot, Dtype::F32), &limits, case);
     }
 }
@@ -112,7 +112,7 @@ fn drafts_change_nothing_in_the_reference_cases() {
 fn drafts_change_nothing_in_any_type() {
     for dtype in [Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q6K, Dtype::Q4K] {
         let (_folder, snapshot) = copy_of("pg2");
-        let limits = Limits { max_new_tokens: 16, min_score: 0.0, suppress: vec![1, 1505] };
+        let limits = Limits { max_new_tokens: 16, min_score: MinScore::default(), suppress: vec![1, 1505] };
         let model = load(&snapshot, dtype);
         drafts_change_nothing(&model, &limits, dtype.name());
         batches_change_nothing(&mut model.session(), &limits, &mut Dice(13));
@@ -121,7 +121,7 @@ fn drafts_change_nothing_in_any_type() {
 
 #[test]
 fn drafts_change_nothing_where_answers_end() {
-    let limits = Limits { max_new_tokens: 60, min_score: 0.0, suppress: vec![] };
+    let limits = Limits { max_new_tokens: 60, min_score: MinScore::default(), suppress: vec![] };
     drafts_change_nothing(&load(&demo(), Dtype::F32), &limits, "demo");
 }
 
@@ -131,7 +131,7 @@ fn a_stream_with_the_last_answer_as_draft_is_answered_as_without() {
     let (_folder, snapshot) = copy_of("pg2-sliding");
     for (snapshot, suppress) in [(demo(), vec![]), (snapshot, vec![1, 1505])] {
         let model = load(&snapshot, Dtype::F32);
-        let limits = Limits { max_new_tokens: 40, min_score: 0.0, suppress };
+        let limits = Limits { max_new_tokens: 40, min_score: MinScore::default(), suppress };
         let (mut plain, mut drafted, mut dice, mut draft) = (model.session(), model.session(), Dice(3), Vec::new());
         let mut image = dice.picture();
         for frame in 0..12 {
@@ -176,17 +176,17 @@ fn batches_change_nothing(session: &mut Session, limits: &Limits, dice: &mut Dic
 fn a_batch_answers_as_its_questions_alone() {
     for case in GOLDENS {
         let (_folder, snapshot) = copy_of(case);
-        let limits = Limits { max_new_tokens: 20, min_score: 0.0, suppress: vec![1, 1505] };
+        let limits = Limits { max_new_tokens: 20, min_score: MinScore::default(), suppress: vec![1, 1505] };
         batches_change_nothing(&mut load(&snapshot, Dtype::F32).session(), &limits, &mut Dice(11));
     }
-    let limits = Limits { max_new_tokens: 50, min_score: 0.0, suppress: vec![] };
+    let limits = Limits { max_new_tokens: 50, min_score: MinScore::default(), suppress: vec![] };
     batches_change_nothing(&mut load(&demo(), Dtype::F32).session(), &limits, &mut Dice(12));
 }
 
 #[test]
 fn a_bad_question_in_a_batch_costs_itself_only() {
     let model = load(&demo(), Dtype::F32);
-    let limits = Limits { max_new_tokens: 8, min_score: 0.0, suppress: vec![] };
+    let limits = Limits { max_new_tokens: 8, min_score: MinScore::default(), suppress: vec![] };
     let (good, empty) = (Dice(5).picture(), RgbImage::new(0, 0));
     let ask = |image, prompt| Question { image, prompt, draft: &[] };
     let questions = [ask(&good, PROMPT), ask(&empty, PROMPT), ask(&good, "detect <image>"), ask(&good, "detect dog")];

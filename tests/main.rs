@@ -5,6 +5,7 @@ mod bench;
 mod cli;
 mod drafts;
 mod e2e;
+mod exact;
 mod hub;
 mod layering;
 mod model;

@@ -7,7 +7,7 @@ use std::path::Path;
 use palisade::base::{Error, Kind};
 use palisade::config::{Device, Dtype};
 use palisade::model::{Limits, LoadOptions, PaliGemma, Question, Snapshot};
-use palisade::types::{Box01, Finish};
+use palisade::types::{Box01, Finish, MinScore};
 use serde_json::Value;
 
 use crate::support::snapshot::{copy_of, golden};
@@ -45,7 +45,7 @@ fn follows_the_reference(case: &str) {
     let model = PaliGemma::load(&snapshot, F32).unwrap();
     let mut session = model.session();
     let generated_ids = ids(&expected["generated_ids"]);
-    let limits = Limits { max_new_tokens: generated_ids.len(), min_score: 0.0, suppress: ids(&expected["suppressed_ids"]) };
+    let limits = Limits { max_new_tokens: generated_ids.len(), min_score: MinScore::default(), suppress: ids(&expected["suppressed_ids"]) };
     // Twice: the second run finds the first one's keys in the cache.
     for _ in 0..2 {
         let generation = session.generate(&question(&picture(case), expected["prompt"].as_str().unwrap()), &limits).unwrap();
@@ -187,7 +187,7 @@ fn a_gpu_that_the_program_was_not_built_for_is_refused() {
 #[test]
 fn half_precision_stays_close() {
     let (_folder, snapshot) = copy_of("pg2");
-    let limits = Limits { max_new_tokens: 1, min_score: 0.0, suppress: vec![] };
+    let limits = Limits { max_new_tokens: 1, min_score: MinScore::default(), suppress: vec![] };
     for dtype in [Dtype::F16, Dtype::Bf16] {
         let model = PaliGemma::load(&snapshot, LoadOptions { dtype, ..F32 }).unwrap();
         let generation = model.session().generate(&question(&picture("pg2"), "detect cat ; dog"), &limits).unwrap();
@@ -201,7 +201,7 @@ fn half_precision_stays_close() {
 fn prompts_that_cannot_be_asked_are_refused_and_the_session_lives_on() {
     let (_folder, snapshot) = copy_of("pg2");
     let mut session = load(&snapshot).unwrap().session();
-    let limits = Limits { max_new_tokens: 2, min_score: 0.0, suppress: vec![] };
+    let limits = Limits { max_new_tokens: 2, min_score: MinScore::default(), suppress: vec![] };
     let error = session.generate(&question(&picture("pg2"), "detect <image> cat"), &limits).unwrap_err();
     assert_eq!(error.kind(), Kind::Input);
     assert!(error.chain().contains("holds <image>"), "{error}");
@@ -221,7 +221,7 @@ fn prompts_that_cannot_be_asked_are_refused_and_the_session_lives_on() {
 fn sessions_share_the_weights_and_do_not_disturb_each_other() {
     let (_folder, snapshot) = copy_of("pg2-sliding");
     let model = load(&snapshot).unwrap();
-    let limits = Limits { max_new_tokens: 16, min_score: 0.0, suppress: vec![1, 1505] };
+    let limits = Limits { max_new_tokens: 16, min_score: MinScore::default(), suppress: vec![1, 1505] };
     let ask = |model: PaliGemma, limits: Limits| {
         std::thread::spawn(move || {
             let mut session = model.session();
@@ -246,7 +246,7 @@ fn the_demo_model_answers_in_the_grammar() {
         let inside = (f64::from(x) - 400.0).hypot(f64::from(y) - 180.0) < 70.0;
         if inside { image::Rgb([200, 40, 30]) } else { image::Rgb([120, 125, 130]) }
     });
-    let limits = Limits { max_new_tokens: 60, min_score: 0.0, suppress: vec![] };
+    let limits = Limits { max_new_tokens: 60, min_score: MinScore::default(), suppress: vec![] };
     let answer = model.session().answer(&question(&picture, "detect cat ; car ; traffic light"), &limits).unwrap();
     println!("{answer:?}");
     assert_eq!(answer.finish, Finish::Eos);

@@ -1,25 +1,23 @@
 //! One picture through the model and no daemon: `detect` for people and scripts, `probe` for comparing implementations.
 
+mod picture;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use image::RgbImage;
 use serde_json::{Value, json};
 
 use crate::annotate::Annotator;
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma, Question, Session};
 use crate::mqtt::payload;
-use crate::types::{Answer, Device, Dtype, ModelSource, Prompt};
+use crate::types::{Answer, Device, Dtype, MinScore, ModelSource, Prompt};
 
-/// The largest picture read: 8192 pixels either way.
-const MAX_SIDE: u32 = 8192;
-
-/// The most memory a picture may take while it is decoded, in bytes.
-const MAX_BYTES: u64 = 128 << 20;
+pub use picture::read_image;
 
 /// What `palisade detect` is asked to do.
 pub struct DetectArgs {
@@ -33,6 +31,8 @@ pub struct DetectArgs {
     pub dtype: Dtype,
     /// The answer's bound in tokens.
     pub max_new_tokens: usize,
+    /// Detections below it are dropped and reported.
+    pub min_score: MinScore,
     /// One JSON object a picture instead of text.
     pub json: bool,
     /// Where the annotated picture goes; for several pictures, a folder.
@@ -95,7 +95,7 @@ impl Looker<'_> {
     /// Prints the answer, then draws: an answer is not lost because its picture cannot be written.
     fn look(&mut self, path: &Path) -> Result<()> {
         let image = read_image(path)?;
-        let limits = Limits { max_new_tokens: self.args.max_new_tokens, min_score: 0.0, suppress: Vec::new() };
+        let limits = Limits { max_new_tokens: self.args.max_new_tokens, min_score: self.args.min_score.clone(), suppress: Vec::new() };
         let begin = Instant::now();
         let answer = self
             .session
@@ -199,7 +199,7 @@ pub struct ProbeArgs {
 pub fn probe(args: &ProbeArgs) -> Result<()> {
     let image = read_image(&args.image)?;
     let model = load(&args.model, args.device, args.dtype)?;
-    let limits = Limits { max_new_tokens: args.tokens, min_score: 0.0, suppress: args.suppress.clone() };
+    let limits = Limits { max_new_tokens: args.tokens, min_score: MinScore::default(), suppress: args.suppress.clone() };
     let generation = model.session().generate(&Question { image: &image, prompt: &args.prompt, draft: &[] }, &limits)?;
     let object = json!({
         "model": model.name(),
@@ -218,36 +218,6 @@ pub fn probe(args: &ProbeArgs) -> Result<()> {
 fn load(source: &ModelSource, device: Device, dtype: Dtype) -> Result<PaliGemma> {
     let snapshot = model::resolve(source, &HubOptions::from_env())?;
     PaliGemma::load(&snapshot, LoadOptions::new(device, dtype))
-}
-
-/// Reads a picture of any common format, turned upright by its EXIF orientation.
-///
-/// # Errors
-/// When it is no picture, is damaged, or is larger than 8192×8192 pixels or 128 MiB.
-pub fn read_image(path: &Path) -> Result<RgbImage> {
-    let fail = || format!("image {} cannot be read", path.display());
-    let mut reader = ImageReader::open(path).context(Kind::Input, fail)?.with_guessed_format().context(Kind::Input, fail)?;
-    let mut limits = image::Limits::default();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
-    limits.max_alloc = Some(MAX_BYTES);
-    reader.limits(limits);
-    let too_large = || {
-        format!(
-            "{}; must be a whole PNG, JPEG, GIF, BMP or WebP of at most {MAX_SIDE}×{MAX_SIDE} pixels and {} MiB",
-            fail(),
-            MAX_BYTES >> 20
-        )
-    };
-    let mut decoder = reader.into_decoder().context(Kind::Input, too_large)?;
-    let (width, height) = decoder.dimensions();
-    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
-    if width > MAX_SIDE || height > MAX_SIDE || decoder.total_bytes() > MAX_BYTES {
-        return Err(Error::new(Kind::Input, format!("{}: it is {width}×{height}", too_large())));
-    }
-    let mut image = DynamicImage::from_decoder(decoder).context(Kind::Input, too_large)?;
-    image.apply_orientation(orientation);
-    Ok(image.to_rgb8())
 }
 
 /// Text and a line's end to standard output; a reader that went away is an error like any other, not a panic.
@@ -271,18 +241,5 @@ mod tests {
         for bad in ["nonsense", "a/b/c", "a/b@", "/no/such/folder"] {
             assert!(model_source(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn broken_and_huge_pictures_are_sentences() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.png");
-        std::fs::write(&path, b"\x89PNG\r\n\x1a\nnonsense").unwrap();
-        assert!(read_image(&path).unwrap_err().chain().contains("must be a whole PNG"));
-        RgbImage::new(9000, 2).save(&path).unwrap();
-        assert!(read_image(&path).unwrap_err().chain().contains("8192"));
-        RgbImage::new(30, 20).save(&path).unwrap();
-        assert_eq!(read_image(&path).unwrap().dimensions(), (30, 20));
-        assert!(read_image(&folder.path().join("none.jpg")).unwrap_err().chain().contains("No such file"));
     }
 }

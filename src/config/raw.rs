@@ -9,6 +9,7 @@ use toml::de::DeTable;
 
 use crate::base::redact::SecretString;
 use crate::config::reader::{At, Document, Fault, Section};
+use crate::config::scores;
 use crate::config::uri::{self, Located};
 use crate::config::{
     CameraConfig, Checks, Config, CustomConfig, Decode, Device, Dtype, FileConfig, LogConfig, LogFormat, ModelConfig, ModelSource,
@@ -40,11 +41,12 @@ pub(super) fn parse(text: &str, env: Env<'_>, checks: &Checks<'_>) -> Result<Con
         document.syntax(error.span().map_or(0, |span| span.start), error.message());
     }
     let mut root = Section::root(&document, &table);
-    let model = model(root.section("model"), outside);
+    let (model, labels) = model(root.section("model"), outside);
     let written = root.sections("camera");
-    let several = written.len() > 1;
+    let count = written.len();
     let cameras = cameras(&root, written, outside);
-    let output = output(root.section("output"), several, outside);
+    labels.check(&cameras, count);
+    let output = output(root.section("output"), count > 1, outside);
     let config = Config { model, cameras, output, mqtt: mqtt(root.section("mqtt"), outside), log: log(root.section("log")) };
     root.finish();
     match document.into_faults() {
@@ -53,7 +55,7 @@ pub(super) fn parse(text: &str, env: Env<'_>, checks: &Checks<'_>) -> Result<Con
     }
 }
 
-fn model(mut section: Section<'_, '_>, outside: &Outside<'_>) -> ModelConfig {
+fn model<'d, 'a>(mut section: Section<'d, 'a>, outside: &Outside<'_>) -> (ModelConfig, scores::Labels<'d, 'a>) {
     let id = section.text("id");
     let path = section.text("path");
     let revision = section.text("revision");
@@ -83,6 +85,7 @@ fn model(mut section: Section<'_, '_>, outside: &Outside<'_>) -> ModelConfig {
             ModelSource::Folder(PathBuf::new())
         }
     };
+    let (min_score, labels) = scores::read(&mut section);
     let config = ModelConfig {
         source,
         device: device(&mut section, outside),
@@ -90,10 +93,10 @@ fn model(mut section: Section<'_, '_>, outside: &Outside<'_>) -> ModelConfig {
         max_new_tokens: section.integer("max_new_tokens", 1..=1024, 100) as usize,
         workers: section.integer("workers", 1..=64, 1) as usize,
         max_batch: section.holds("max_batch").then(|| section.integer("max_batch", 1..=64, 1) as usize),
-        min_score: section.number("min_score", 0.0..=1.0, 0.0) as f32,
+        min_score,
     };
     section.finish();
-    config
+    (config, labels)
 }
 
 fn hub_source(section: &Section<'_, '_>, id: At<String>, revision: Option<At<String>>) -> ModelSource {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeString, DeTable, DeValue};
 
 /// Whether a fault may be the mere consequence of text that could not be parsed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -159,17 +159,35 @@ impl<'d, 'a> Section<'d, 'a> {
     }
 
     pub(super) fn number(&mut self, key: &'static str, range: RangeInclusive<f64>, default: f64) -> f64 {
-        let Some((value, offset)) = self.value(key) else { return default };
+        let found = self.value(key).and_then(|(value, offset)| self.number_in(key, offset, value, &range));
+        found.unwrap_or(default)
+    }
+
+    /// Every key of a table whose keys are the user's own, as written, with its number; those that are wrong are left out.
+    pub(super) fn numbers(&self, range: RangeInclusive<f64>) -> Vec<(At<String>, f64)> {
+        let pairs = self.table.into_iter().flat_map(|table| table.iter());
+        let read = |(name, value): (&Spanned<DeString<'_>>, &Spanned<DeValue<'_>>)| {
+            let key = At { value: name.get_ref().to_string(), offset: name.span().start };
+            let number = self.number_in(&quoted(&key.value), value.span().start, value.get_ref(), &range)?;
+            Some((key, number))
+        };
+        let mut numbers: Vec<_> = pairs.filter_map(read).collect();
+        // The table has them by name; what is told about two of them is told in the order of the file.
+        numbers.sort_by_key(|(key, _)| key.offset);
+        numbers
+    }
+
+    fn number_in(&self, key: &str, offset: usize, value: &DeValue<'_>, range: &RangeInclusive<f64>) -> Option<f64> {
         let digits = value.as_float().map(|float| float.as_str()).or_else(|| value.as_integer().map(|integer| integer.as_str()));
         let Some(number) = digits.and_then(|digits| digits.parse::<f64>().ok()) else {
             self.wrong_type(key, offset, value, &format!("a number in {}..={}", range.start(), range.end()));
-            return default;
+            return None;
         };
         if range.contains(&number) {
-            return number;
+            return Some(number);
         }
         self.fault(key, offset, &format!("is {number}; must be in {}..={}", range.start(), range.end()));
-        default
+        None
     }
 
     pub(super) fn integer(&mut self, key: &'static str, range: RangeInclusive<u64>, default: u64) -> u64 {
@@ -243,14 +261,25 @@ impl<'d, 'a> Section<'d, 'a> {
             if self.known.contains(key) {
                 continue;
             }
-            let nearest = self.known.iter().map(|known| (strsim::levenshtein(key, known), known)).min();
-            let hint = match nearest {
-                Some((edits, known)) if edits <= 1 + known.len() / 4 => format!("; did you mean {known}?"),
-                _ => format!("; known here: {}", self.known.iter().copied().collect::<Vec<_>>().join(", ")),
+            let hint = match nearest(key, self.known.iter().copied()) {
+                Some(known) => format!("; did you mean {known}?"),
+                None => format!("; known here: {}", self.known.iter().copied().collect::<Vec<_>>().join(", ")),
             };
             self.fault(key, name.span().start, &format!("is not a known key{hint}"));
         }
     }
+}
+
+/// The name that `written` most likely stands for; `None` where none is near.
+pub(super) fn nearest<'n>(written: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let (edits, name) = names.map(|name| (strsim::levenshtein(written, name), name)).min()?;
+    (edits <= 1 + name.len() / 4).then_some(name)
+}
+
+/// A key as it is written in TOML: in quotes where it is no plain word.
+pub(super) fn quoted(key: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if !key.is_empty() && key.bytes().all(plain) { key.to_owned() } else { format!("{key:?}") }
 }
 
 fn article(noun: &str) -> &'static str {

@@ -35,14 +35,14 @@ mod tests {
     use super::*;
     use crate::detect::tests::job;
     use crate::model::{LoadOptions, Snapshot};
-    use crate::types::{Device, Dtype, Prompt};
+    use crate::types::{Device, Dtype, MinScore, Prompt};
 
     #[test]
     fn a_still_scene_is_answered_alike_by_any_worker_and_in_any_company() {
         let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("samples");
         let snapshot = Snapshot { folder: samples.join("demo-model"), name: "demo-model".to_owned() };
         let model = PaliGemma::load(&snapshot, LoadOptions::new(Device::Cpu, Dtype::Auto)).unwrap();
-        let limits = Limits { max_new_tokens: 40, min_score: 0.0, suppress: Vec::new() };
+        let limits = Limits { max_new_tokens: 40, min_score: MinScore::default(), suppress: Vec::new() };
         let drafts = Drafts::default();
         let mut workers = [0, 1].map(|_| PaliGemmaDetector::new(&model, limits.clone(), drafts.clone()));
         let scene = Arc::new(image::open(samples.join("annotated.jpg")).unwrap().to_rgb8());

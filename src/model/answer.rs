@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::types::{Box01, Detection, Rejected};
+use crate::types::{Box01, Detection, MinScore, Rejected};
 
 /// One token of an answer: the bytes it wrote, and how sure the model was.
 #[derive(Clone, Debug)]
@@ -36,8 +36,8 @@ struct Piece {
     span: Option<Range<usize>>,
 }
 
-/// Reads an answer. Detections below `min_score` come back rejected.
-pub fn parse(text: &str, tokens: &[Written], min_score: f32) -> (Vec<Detection>, Vec<Rejected>) {
+/// Reads an answer. Detections below their label's least score come back rejected.
+pub fn parse(text: &str, tokens: &[Written], min_score: &MinScore) -> (Vec<Detection>, Vec<Rejected>) {
     let mut found = (Vec::new(), Vec::new());
     let items = items(text);
     if !items.iter().any(|(item, _)| matches!(item, Item::Location(_))) {
@@ -84,7 +84,7 @@ impl Piece {
         self.span = Some(self.span.take().map_or(range.start, |span| span.start)..range.end);
     }
 
-    fn finish(self, text: &str, tokens: &[Written], min_score: f32, found: &mut (Vec<Detection>, Vec<Rejected>)) {
+    fn finish(self, text: &str, tokens: &[Written], min_score: &MinScore, found: &mut (Vec<Detection>, Vec<Rejected>)) {
         let Some(span) = self.span.clone() else { return };
         match self.check(tokens, min_score) {
             Ok(detection) => found.0.push(detection),
@@ -92,7 +92,7 @@ impl Piece {
         }
     }
 
-    fn check(self, tokens: &[Written], min_score: f32) -> Result<Detection, &'static str> {
+    fn check(self, tokens: &[Written], min_score: &MinScore) -> Result<Detection, &'static str> {
         let locs: [u16; 4] = match *self.locs.as_slice() {
             [y_min, x_min, y_max, x_max] => [y_min, x_min, y_max, x_max],
             [] => return Err("no box"),
@@ -109,7 +109,7 @@ impl Piece {
             return Err("empty box");
         }
         let score = self.score(tokens);
-        if score < min_score {
+        if score < min_score.of(&self.label) {
             return Err("below min_score");
         }
         Ok(Detection { label: self.label, score, locs, box01: Box01::from_locs(locs) })
@@ -193,7 +193,7 @@ mod tests {
     }
 
     fn read(text: &str) -> (Vec<Detection>, Vec<Rejected>) {
-        parse(text, &tokens(text), 0.0)
+        parse(text, &tokens(text), &MinScore::default())
     }
 
     fn labels(text: &str) -> Vec<String> {
@@ -248,6 +248,34 @@ mod tests {
     }
 
     #[test]
+    fn each_task_gives_what_boxes_it_has() {
+        // caption, answer, ocr: free text, whatever it looks like.
+        for text in ["A red car parked on the street ; a man walks by.", "yes", "unanswerable", "STOP\nALL WAY", "<seg>", "a < b ; <loc>"] {
+            assert_eq!(read(text), (vec![], vec![]), "{text}");
+        }
+        // segment: sixteen codes of the mask between box and label.
+        let codes: String = (0..16).map(|code| format!("<seg{:03}>", code * 8)).collect();
+        let (found, dropped) = read(&format!("{BOX}{codes} cat ; {BOX} {codes} traffic light"));
+        let found: Vec<_> = found.iter().map(|one| (one.label.as_str(), one.locs)).collect();
+        assert_eq!(found, [("cat", [251, 104, 893, 610]), ("traffic light", [251, 104, 893, 610])]);
+        assert!(dropped.is_empty());
+        // One cut off amid the codes has no label yet.
+        assert_eq!(why(&format!("{BOX}{codes} cat ; {BOX}<seg001><seg002>"))[0], (format!("{BOX}<seg001><seg002>"), "no label"));
+        // Boxes within a text: what is one counts, the words around it are told.
+        let (found, dropped) = read(&format!("there is ; {BOX} cat"));
+        assert_eq!((found.len(), dropped[0].why), (1, "no box"));
+    }
+
+    #[test]
+    fn a_label_may_have_a_least_score_of_its_own() {
+        let text = format!("{BOX} Cat ; {BOX} dog");
+        let strict = MinScore::new(0.25, [("cat".to_owned(), 0.75)]);
+        let (found, dropped) = parse(&text, &tokens(&text), &strict);
+        assert_eq!((found.len(), found[0].label.as_str()), (1, "dog"));
+        assert_eq!(dropped, [Rejected { text: format!("{BOX} Cat"), why: "below min_score" }]);
+    }
+
+    #[test]
     fn scores_are_of_the_own_tokens_only() {
         let text = format!("{BOX} cat ; {BOX} traffic light");
         let mut sure = tokens(&text);
@@ -255,12 +283,12 @@ mod tests {
             let separates = text[token.range.clone()].trim_matches([' ', ';']).is_empty();
             token.logprob = if separates { -50.0 } else { 0.9_f32.ln() };
         }
-        let (found, _) = parse(&text, &sure, 0.0);
+        let (found, _) = parse(&text, &sure, &MinScore::default());
         assert!(found.iter().all(|detection| (detection.score - 0.9).abs() < 1e-6), "{found:?}");
-        let (found, dropped) = parse(&text, &sure, 0.95);
+        let (found, dropped) = parse(&text, &sure, &0.95.into());
         assert!(found.is_empty() && dropped.iter().all(|rejected| rejected.why == "below min_score"));
         sure[0].logprob = f32::NAN;
-        assert_eq!(parse(&text, &sure, 0.0).0[0].score, 0.0);
+        assert_eq!(parse(&text, &sure, &MinScore::default()).0[0].score, 0.0);
     }
 
     #[test]
@@ -268,7 +296,7 @@ mod tests {
         let text = format!("{BOX}<seg001><seg002> horse");
         let mut tokens = tokens(&text);
         tokens.iter_mut().filter(|token| text[token.range.clone()].starts_with("<seg")).for_each(|token| token.logprob = -50.0);
-        assert!((parse(&text, &tokens, 0.0).0[0].score - 0.5).abs() < 1e-6);
+        assert!((parse(&text, &tokens, &MinScore::default()).0[0].score - 0.5).abs() < 1e-6);
     }
 
     fn corner() -> impl Strategy<Value = (u16, u16)> {
@@ -278,7 +306,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_read(text in "((<loc[0-9]{3,5}>)|(<seg[0-9]{3}>)|[ ;<>é猫a-z]|.){0,40}", min_score in 0.0..1.0_f32) {
-            let (found, dropped) = parse(&text, &tokens(&text), min_score);
+            let (found, dropped) = parse(&text, &tokens(&text), &min_score.into());
             for detection in found {
                 let Box01 { y_min, x_min, y_max, x_max } = detection.box01;
                 prop_assert!(!detection.label.trim().is_empty());

@@ -56,11 +56,12 @@ fn split(weight: i32) -> (i16, i16) {
     (high as i16, (weight - (high << LOW)) as i16)
 }
 
-/// Scales pictures to squares; keeps its tables while the size of the pictures stays.
+/// Scales pictures to squares; keeps its tables while the sizes stay.
 #[derive(Default)]
 pub struct Resizer {
-    columns: (usize, Vec<SplitTaps>),
-    rows: (usize, Vec<Taps>),
+    /// Each for a length before and after.
+    columns: ([usize; 2], Vec<SplitTaps>),
+    rows: ([usize; 2], Vec<Taps>),
     between: Vec<u8>,
     square: Vec<u8>,
 }
@@ -69,11 +70,11 @@ impl Resizer {
     /// `picture` squeezed to `side` × `side` pixels, RGB row by row.
     pub fn run(&mut self, picture: &RgbImage, side: usize) -> &[u8] {
         let (width, height) = (picture.width() as usize, picture.height() as usize);
-        if self.columns.0 != width {
-            self.columns = (width, taps(width, side).iter().map(SplitTaps::new).collect());
+        if self.columns.0 != [width, side] {
+            self.columns = ([width, side], taps(width, side).iter().map(SplitTaps::new).collect());
         }
-        if self.rows.0 != height {
-            self.rows = (height, taps(height, side));
+        if self.rows.0 != [height, side] {
+            self.rows = ([height, side], taps(height, side));
         }
         let Self { columns: (_, columns), rows: (_, rows), between, square } = self;
         // The rounding between the passes makes their order count. This is Pillow 13's, found by trying: down first only
@@ -174,6 +175,48 @@ mod tests {
         assert!(Resizer::default().run(&flat, 5).as_chunks::<3>().0.iter().all(|pixel| *pixel == [1, 128, 255]));
     }
 
+    /// The pictures of `tests/goldens/pillow.py`.
+    fn drawn(width: u32, height: u32) -> RgbImage {
+        let value = |x: u32, y: u32, c: u32| {
+            let mixed = x.wrapping_mul(73_856_093) ^ y.wrapping_mul(19_349_663) ^ c.wrapping_mul(83_492_791);
+            let noise = mixed.wrapping_mul(2_654_435_761) >> 24;
+            let slope = (x * 255 / width + y * 255 / height + c * 85) % 256;
+            let value = match (x * 8 / width + y * 4 / height) % 4 {
+                0 => slope,
+                1 => (x / 37 + y / 23 + c) % 2 * 255,
+                2 => noise,
+                _ if noise < 128 => slope / 2,
+                _ => 255 - slope / 2,
+            };
+            value as u8
+        };
+        RgbImage::from_fn(width, height, |x, y| image::Rgb([0, 1, 2].map(|c| value(x, y, c))))
+    }
+
+    #[test]
+    fn every_size_comes_out_as_pillows() {
+        let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/pillow.json")).unwrap();
+        let cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        let mut resizer = Resizer::default();
+        for case in &cases {
+            let number = |key: &str| case[key].as_u64().unwrap() as u32;
+            let (width, height, side) = (number("width"), number("height"), number("side") as usize);
+            let square = resizer.run(&drawn(width, height), side);
+            for point in case["points"].as_array().unwrap() {
+                let [y, x, c, expected] = [0, 1, 2, 3].map(|index| point[index].as_u64().unwrap() as usize);
+                let got = usize::from(square[(y * side + x) * 3 + c]);
+                assert_eq!(got, expected, "{width}×{height} to {side}, row {y}, column {x}, channel {c}");
+            }
+            let hash = format!("{:016x}", fnv1a(square));
+            assert_eq!(hash, case["fnv1a"].as_str().unwrap(), "{width}×{height} to {side}: {} bytes", square.len());
+        }
+        assert!(cases.len() >= 18);
+    }
+
+    fn fnv1a(bytes: &[u8]) -> u64 {
+        bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+    }
+
     #[test]
     fn split_weights_are_whole_again() {
         for weight in [0, 1, -1, 1023, 1024, 1025, -1024, -1025, 1 << BITS, -(1 << BITS) / 8, 4_601_234] {
@@ -185,9 +228,10 @@ mod tests {
     #[test]
     fn sizes_may_change_between_pictures() {
         let mut resizer = Resizer::default();
-        for (width, height) in [(1, 1), (640, 360), (3, 500), (640, 360)] {
+        for (width, height, side) in [(1, 1, 14), (640, 360, 14), (3, 500, 14), (640, 360, 14), (640, 360, 28), (640, 640, 14)] {
             let flat = RgbImage::from_pixel(width, height, image::Rgb([9, 9, 9]));
-            assert!(resizer.run(&flat, 14).iter().all(|&value| value == 9));
+            let square = resizer.run(&flat, side);
+            assert!(square.len() == side * side * 3 && square.iter().all(|&value| value == 9));
         }
     }
 }

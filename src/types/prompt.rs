@@ -6,6 +6,9 @@ use crate::base::hash::{FNV_OFFSET, fnv1a};
 /// The longest prompt taken, in bytes: the bound of the MQTT contract.
 const MAX_BYTES: usize = 512;
 
+/// The tasks that answer with boxes of what was asked for. The others (`caption en`, `answer en …`, `ocr`) answer in free text.
+const TASKS_WITH_LABELS: [&str; 2] = ["detect ", "segment "];
+
 /// A prompt as the model gets it (a newline is added there), with the labels it asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
@@ -32,7 +35,7 @@ impl Prompt {
         if text.chars().any(char::is_control) {
             return refuse("holds a line break or another control character");
         }
-        let asked = text.trim().strip_prefix("detect ").unwrap_or_default();
+        let asked = TASKS_WITH_LABELS.iter().find_map(|task| text.trim().strip_prefix(task)).unwrap_or_default();
         let labels = asked.split(';').map(str::trim).filter(|label| !label.is_empty()).map(str::to_owned).collect();
         Ok(Self { text: text.to_owned(), labels, id: format!("{:08x}", fnv1a(FNV_OFFSET, text.as_bytes())) })
     }
@@ -57,7 +60,7 @@ impl Prompt {
         &self.text
     }
 
-    /// The labels a `detect` prompt asks for; empty for other tasks.
+    /// The labels a `detect` or `segment` prompt asks for; empty for other tasks.
     pub fn labels(&self) -> &[String] {
         &self.labels
     }
@@ -91,7 +94,15 @@ mod tests {
         let prompt = Prompt::new("detect cat; dog; car").unwrap();
         assert_eq!(prompt.text(), "detect cat; dog; car");
         assert_eq!(prompt.labels(), ["cat", "dog", "car"]);
-        assert!(Prompt::new("caption en").unwrap().labels().is_empty());
+    }
+
+    #[test]
+    fn every_task_passes_through_and_only_boxes_have_labels() {
+        for text in ["caption en", "cap de", "answer en what is it?", "ocr", "describe en ; detect cat", "detection of cats", "detect"] {
+            let prompt = Prompt::new(text).unwrap();
+            assert_eq!((prompt.text(), prompt.labels()), (text, &[][..]));
+        }
+        assert_eq!(Prompt::new("segment cat ; traffic light").unwrap().labels(), ["cat", "traffic light"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 use super::*;
 use crate::base::redact::ExposeSecret;
+use crate::types::MinScore;
 
 const CAMERA: &str = "[[camera]]\nid = \"street\"\nuri = \"rtsp://cam/main\"\nprompt = \"detect cat; dog\"\n";
 
@@ -165,5 +166,44 @@ fn the_shipped_example_is_valid_and_states_the_defaults() {
     assert_eq!(config.model.source, bare.model.source);
     assert_eq!(format!("{:?}", config.log), format!("{:?}", bare.log));
     assert_eq!(config.cameras[0].interval, bare.cameras[0].interval);
-    assert_eq!((config.model.max_new_tokens, config.model.workers, config.model.min_score), (100, 1, 0.0));
+    assert_eq!((config.model.max_new_tokens, config.model.workers, config.model.min_score), (100, 1, MinScore::default()));
+}
+
+#[test]
+fn labels_have_scores_of_their_own() {
+    let text = |scores: &str| format!("[model]\npath = \"samples\"\nmin_score = 0.25\n[model.min_scores]\n{scores}{CAMERA}");
+    let config = read(&text("Cat = 0.5\n\"dog\" = 1\n")).unwrap();
+    let score = &config.model.min_score;
+    assert_eq!(["cat", "DOG ", "traffic light"].map(|label| score.of(label)), [0.5, 1.0, 0.25]);
+    assert_eq!(
+        faults(&text("cat = 1.5\ndog = \"0.5\"\n\"traffic light\" = 0.5\n")),
+        [
+            "line 5: model.min_scores.cat is 1.5; must be in 0..=1",
+            "line 6: model.min_scores.dog is a string; must be a number in 0..=1",
+            "line 7: model.min_scores.\"traffic light\" is a label that no camera asks for; asked for: cat, dog",
+        ]
+    );
+    assert_eq!(
+        faults(&text("dogg = 0.5\ncat = 0.5\nCAT = 0.5\n")),
+        [
+            "line 5: model.min_scores.dogg is a label that no camera asks for; did you mean dog?",
+            "line 7: model.min_scores.CAT is there in another spelling too; case does not count, must be one of them"
+        ]
+    );
+    let found = faults(&format!("[model]\npath = \"samples\"\nmin_scores = 0.25\n{CAMERA}"));
+    assert_eq!(found, ["line 3: model.min_scores is a float; must be a table: [model.min_scores]"]);
+}
+
+#[test]
+fn labels_of_free_tasks_and_of_faulty_cameras_are_not_judged() {
+    let scores = "[model]\npath = \"samples\"\n[model.min_scores]\ntree = 0.5\n";
+    for prompt in ["caption en", "answer en what is it?", "ocr"] {
+        let camera = CAMERA.replace("street", "yard").replace("detect cat; dog", prompt);
+        let config = read(&format!("{scores}{CAMERA}{camera}")).unwrap();
+        assert_eq!(config.cameras[1].prompt.text(), prompt);
+    }
+    let segment = CAMERA.replace("detect cat; dog", "segment tree");
+    assert!(read(&format!("{scores}{segment}")).is_ok());
+    let found = faults(&format!("{scores}{CAMERA}interval = 0\n{}", CAMERA.replace("detect cat; dog", "")));
+    assert!(found.len() == 3 && !found.iter().any(|fault| fault.contains("min_scores")), "{found:?}");
 }

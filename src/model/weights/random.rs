@@ -62,36 +62,30 @@ fn draw<const N: usize>(bytes: &mut [u8], name: &str, write: impl Fn(f32) -> [u8
 /// Fills `bytes` with blocks of `ty`.
 fn draw_blocks(bytes: &mut [u8], name: &str, ty: Type) {
     let seed = seed(name);
-    let size = ty.block_bytes();
+    let (size, scales) = (ty.block_bytes(), scales(ty));
     let step = PIECE / size * size;
     bytes.par_chunks_mut(step).enumerate().for_each(|(piece, bytes)| {
         let first = (piece * step) as u64;
         for (at, word) in bytes.chunks_mut(8).enumerate() {
             word.copy_from_slice(&splitmix64(seed ^ (first + at as u64)).to_le_bytes()[..word.len()]);
         }
-        bytes.chunks_exact_mut(size).for_each(|block| set_scales(block, ty));
+        for block in bytes.chunks_exact_mut(size) {
+            scales.iter().for_each(|(at, with)| block[*at..][..with.len()].copy_from_slice(with));
+        }
     });
 }
 
-/// Overwrites the scales of a block so that its integers span the bounds.
-fn set_scales(block: &mut [u8], ty: Type) {
-    let half = |value: f32| f16::from_f32(value).to_le_bytes();
+/// What overwrites a block's random bytes so that its integers span the bounds: bytes and where they go.
+fn scales(ty: Type) -> Vec<(usize, Vec<u8>)> {
+    let half = |value: f32| f16::from_f32(value).to_le_bytes().to_vec();
     match ty {
         // -128..=127 times the scale.
-        Type::Q8_0 => block[..2].copy_from_slice(&half(LARGEST / 128.0)),
+        Type::Q8_0 => vec![(0, half(LARGEST / 128.0))],
         // -32..32 times a scale of 8 of each sixteen weights, times the block's.
-        Type::Q6K => {
-            block[192..208].fill(8);
-            block[208..].copy_from_slice(&half(LARGEST / (32.0 * 8.0)));
-        }
+        Type::Q6K => vec![(192, vec![8; 16]), (208, half(LARGEST / (32.0 * 8.0)))],
         // 0..16 times a scale of 32 of each 32 weights, times the block's, less a minimum likewise. Eight pairs of 32 are
         // packed into twelve bytes, low bits apart from high ones.
-        _ => {
-            block[..2].copy_from_slice(&half(2.0 * LARGEST / (15.0 * 32.0)));
-            block[2..4].copy_from_slice(&half(LARGEST / 32.0));
-            block[4..12].fill(32 | 2 << 6);
-            block[12..16].fill(0);
-        }
+        _ => vec![(0, half(2.0 * LARGEST / (15.0 * 32.0))), (2, half(LARGEST / 32.0)), (4, vec![32 | 2 << 6; 8]), (12, vec![0; 4])],
     }
 }
 

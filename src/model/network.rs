@@ -70,8 +70,7 @@ impl Network {
     }
 
     fn new(weights: &Weights, config: Config, wanted: &Wanted, dtype: Dtype) -> Result<Self> {
-        // The activations' type: f32 on the processor whatever the weights' is, that of the weights on a GPU.
-        let (device, activations) = (wanted.device.clone(), if wanted.device.is_cpu() { DType::F32 } else { wanted.dtype() });
+        let (device, activations) = (wanted.device.clone(), wanted.dtype());
         let vision = Vision::new(weights, &config.vision, config.text.hidden_size)?;
         let decoder = Decoder::new(weights, &config.text, &device, activations)?;
         Ok(Self { config, vision, decoder, device, activations, dtype })

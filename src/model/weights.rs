@@ -57,9 +57,10 @@ impl Wanted {
         Ok(Self { device, ty, name: String::new(), cache: None, progress: None })
     }
 
-    /// The type of tensors on the device; what is not quantised of a quantised network is in 32-bit floats.
+    /// The type of tensors on the device: 32-bit floats on the processor, whose products take any matrix.
     pub fn dtype(&self) -> DType {
         match self.ty {
+            _ if self.device.is_cpu() => DType::F32,
             Type::F16 => DType::F16,
             Type::Bf16 => DType::BF16,
             _ => DType::F32,

@@ -171,6 +171,7 @@ fn share(text: &str) -> std::result::Result<f32, String> {
 fn main() -> ExitCode {
     // Before any thread: it writes to the environment.
     palisade::model::fix_thread_count();
+    palisade::model::keep_memory();
     match Cli::parse().command {
         Command::Run { config } => run(&config),
         Command::Check { config } => match check::load(&config) {

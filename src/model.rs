@@ -39,7 +39,7 @@ use tokenizer::Tokenizer;
 
 pub use hub::{HubOptions, Progress, resolve};
 pub use measure::{FrameTimes, MeasureOptions, Measured, Subject, Work, measure};
-pub use threads::fix_count as fix_thread_count;
+pub use threads::{fix_count as fix_thread_count, keep_memory};
 
 /// A checkpoint on this machine, as the hub lays it out.
 #[derive(Clone, Debug, PartialEq, Eq)]

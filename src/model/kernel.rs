@@ -45,9 +45,6 @@ const NARROW_BLOCKS: usize = 16;
 /// Rows of a panel of floats; a partial sum ends there.
 const FLOAT_DEPTH: usize = 256;
 
-/// So few rows that memory sets the pace of a product.
-const FEW: usize = 32;
-
 /// Multiplications worth a thread of their own.
 const SHARE: usize = 1 << 18;
 
@@ -195,11 +192,6 @@ fn pass<F: Form>(isa: Isa, matrix: View<'_>, x: &F, (panels, sums): (&mut [F::Pa
         sums.resize(x.rows(), [0.0; GROUP * PANELS]);
         for start in (0..x.steps()).step_by(F::STEPS) {
             let steps = start..x.steps().min(start + F::STEPS);
-            if x.rows() <= FEW {
-                // Little is computed with each weight: memory sets the pace, and the next panels' bytes are called ahead.
-                let next = (column + GROUP * PANELS).min(part.end)..(column + 2 * GROUP * PANELS).min(part.end);
-                unpack::call_ahead(matrix.bytes_of(next), steps.start, steps.end, x.steps());
-            }
             for (at, panel) in panels[..used].iter_mut().enumerate() {
                 let from = column + at * GROUP;
                 F::unpack(isa, matrix, from..part.end.min(from + GROUP), steps.clone(), panel);

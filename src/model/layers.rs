@@ -38,7 +38,7 @@ impl Weight {
     /// As [`Weight::read`].
     pub fn read_of(scope: &Scope<'_>, shape: &[usize]) -> base::Result<Self> {
         if scope.on_host() {
-            return scope.matrix_of("weight", shape).map(Self::Host);
+            return scope.matrix("weight", shape).map(Self::Host);
         }
         let flat = scope.get("weight", shape)?.flatten_from(1);
         flat.map(Self::Device).context(Kind::Internal, || "cannot flatten a weight".to_owned())

@@ -103,6 +103,7 @@ impl Matrix {
     }
 
     /// How the weights are stored.
+    #[cfg(test)]
     pub fn ty(&self) -> Type {
         self.ty
     }
@@ -154,11 +155,6 @@ impl<'a> View<'a> {
     /// The bytes of row `row`.
     pub fn row_bytes(&self, row: usize) -> &'a [u8] {
         &self.bytes[row * self.stride..][..self.ty.row_bytes(self.cols)]
-    }
-
-    /// The bytes of some rows, and of what lies between them.
-    pub fn bytes_of(&self, rows: Range<usize>) -> &'a [u8] {
-        &self.bytes[(rows.start * self.stride).min(self.bytes.len())..(rows.end * self.stride).min(self.bytes.len())]
     }
 }
 

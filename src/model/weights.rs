@@ -242,20 +242,13 @@ impl Scope<'_> {
         self.get_as(name, shape, DType::F32)
     }
 
-    /// A linear layer's weight, `[rows, cols]` (out, in), for products on the processor, in the type wanted. Where 32-bit
-    /// floats are wanted it stays in the type of the checkpoint, from which products expand it exactly.
+    /// A weight for products on the processor, in the type wanted: a linear layer's `[out, in]`, or one stored with more
+    /// dimensions, such as a convolution; all after the first are one. Where 32-bit floats are wanted it stays in the type
+    /// of the checkpoint, from which products expand it exactly.
     ///
     /// # Errors
     /// As [`Scope::get`].
-    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        self.matrix_of(name, &[rows, cols])
-    }
-
-    /// The same of a tensor that is stored with more dimensions, such as a convolution; all after the first are one.
-    ///
-    /// # Errors
-    /// As [`Scope::get`].
-    pub fn matrix_of(&self, name: &str, shape: &[usize]) -> Result<Matrix> {
+    pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<Matrix> {
         let name = format!("{}.{name}", self.prefix);
         let wanted = self.weights.wanted.ty_of(self.part, &name);
         let rows = shape.first().copied().unwrap_or(1);

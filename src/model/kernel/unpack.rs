@@ -59,14 +59,6 @@ pub fn narrow(isa: Isa, matrix: View<'_>, columns: Range<usize>, blocks: Range<u
     }
 }
 
-/// Asks the memory for the part of `bytes` that steps `start..end` of `all` stand for.
-pub fn call_ahead(bytes: &[u8], start: usize, end: usize, all: usize) {
-    #[cfg(target_arch = "x86_64")]
-    x86::call_ahead(&bytes[bytes.len() * start / all..bytes.len() * end / all]);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (bytes, start, end, all);
-}
-
 fn read_column(matrix: View<'_>, columns: &Range<usize>, column: usize, block: usize) -> Block {
     let row = columns.start + column;
     if row < columns.end { read_block(matrix.ty, matrix.row_bytes(row), block) } else { Block { values: [0; BLOCK], scale: 0.0, min: 0.0 } }

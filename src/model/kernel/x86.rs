@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 use crate::model::kernel::activations::{FloatTile, NarrowTile, WideTile};
 use crate::model::kernel::{BLOCK, FloatPanel, GROUP, NarrowPanel, PANELS, Sums, WidePanel};
 
-pub use unpack::{call_ahead, unpack_floats, unpack_narrow, unpack_wide};
+pub use unpack::{unpack_floats, unpack_narrow, unpack_wide};
 
 const _: () = assert!(GROUP == 16 && PANELS == 2 && BLOCK == 32);
 

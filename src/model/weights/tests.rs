@@ -59,7 +59,7 @@ fn values(matrix: &Matrix) -> Vec<f32> {
 
 /// Some matrix of each part, and its shape in `pg2`.
 fn up(weights: &Weights) -> Matrix {
-    weights.part(Part::Language).sub("layers").sub(1).sub("mlp").matrix("up_proj.weight", 96, 48).unwrap()
+    weights.part(Part::Language).sub("layers").sub(1).sub("mlp").matrix("up_proj.weight", &[96, 48]).unwrap()
 }
 
 /// Every matrix of the demo model that is quantised, by its name in the file: ours and the checkpoint's values.
@@ -233,7 +233,7 @@ fn quantised_weights_stay_close() {
 fn floats_are_those_of_the_checkpoint() {
     let mlp = |folder: &Path, dtype: Dtype, inner: usize, hidden: usize| {
         let weights = open_with(folder, dtype, None).unwrap();
-        let matrix = weights.part(Part::Language).sub("layers.1.mlp").matrix("down_proj.weight", hidden, inner).unwrap();
+        let matrix = weights.part(Part::Language).sub("layers.1.mlp").matrix("down_proj.weight", &[hidden, inner]).unwrap();
         (matrix.ty(), values(&matrix))
     };
     let exact = |folder: &Path, file: &str, prefix: &str| {
@@ -270,12 +270,12 @@ fn shapes_are_those_of_the_checkpoint_whatever_the_type() {
     for dtype in [Dtype::F32, Dtype::Q8_0] {
         let weights = open_with(&golden("pg2"), dtype, Some(cache.path())).unwrap();
         let mlp = weights.part(Part::Language).sub("layers.1.mlp");
-        let said = mlp.matrix("up_proj.weight", 48, 96).err().unwrap().chain();
+        let said = mlp.matrix("up_proj.weight", &[48, 96]).err().unwrap().chain();
         assert!(said.contains("tensor model.language_model.layers.1.mlp.up_proj.weight in "), "{said}");
         assert!(said.ends_with("has shape [96, 48]; must be [48, 96]"), "{said}");
-        let said = mlp.matrix("xx_proj.weight", 48, 96).err().unwrap().chain();
+        let said = mlp.matrix("xx_proj.weight", &[48, 96]).err().unwrap().chain();
         assert!(said.ends_with("is missing; must be there with shape [48, 96]"), "{said}");
-        let patches = weights.part(Part::Vision).matrix_of("embeddings.patch_embedding.weight", &[64, 3, 14, 14]).unwrap();
+        let patches = weights.part(Part::Vision).matrix("embeddings.patch_embedding.weight", &[64, 3, 14, 14]).unwrap();
         assert_eq!(patches.shape(), [64, 588]);
         assert_eq!(patches.ty(), if dtype == Dtype::F32 { Type::F32 } else { Type::Q8_0 });
     }
@@ -392,9 +392,9 @@ fn random_weights_have_any_shape() {
     let weights = Weights::random(wanted);
     let layer = weights.part(Part::Language).sub("layers").sub(3);
     assert_eq!(layer.get_f32("norm.weight", &[9]).unwrap().dims(), [9]);
-    let matrix = layer.matrix("up_proj.weight", 5, 300).unwrap();
+    let matrix = layer.matrix("up_proj.weight", &[5, 300]).unwrap();
     assert_eq!((matrix.ty(), matrix.shape()), (Type::Q4K, [5, 300]));
-    assert_eq!(weights.part(Part::Vision).matrix_of("patch.weight", &[4, 3, 14, 14]).unwrap().ty(), Type::Q8_0);
+    assert_eq!(weights.part(Part::Vision).matrix("patch.weight", &[4, 3, 14, 14]).unwrap().ty(), Type::Q8_0);
     weights.finish().unwrap();
 }
 

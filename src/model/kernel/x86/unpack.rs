@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::model::kernel::unpack::read_float;
-use crate::model::kernel::{FloatPanel, GROUP, NarrowPanel, WidePanel};
+use crate::model::kernel::{FloatPanel, GROUP, NarrowPanel, PANELS, WidePanel};
 use crate::model::matrix::{Type, View};
 
 /// Blocks of 32 in a block of the k-types.
@@ -15,12 +15,19 @@ const Q8_0: usize = Type::Q8_0.block_bytes();
 const Q6K: usize = Type::Q6K.block_bytes();
 const Q4K: usize = Type::Q4K.block_bytes();
 
-/// Asks the memory for some bytes.
-pub fn call_ahead(bytes: &[u8]) {
-    for line in bytes.chunks(64) {
-        // SAFETY: a hint; the address is one of the slice.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+/// Asks the memory for what the next panels will need `ahead` bytes behind these: with few rows of activations memory sets
+/// the pace, and the processor's own foresight ends at each row.
+#[inline(always)]
+fn call_ahead(bytes: &[u8], ahead: usize) {
+    for line in (0..bytes.len()).step_by(64) {
+        // SAFETY: a hint, which may be wrong.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(ahead + line).cast()) };
     }
+}
+
+/// From a panel's columns to those of the next pass, in bytes.
+fn pass(matrix: &View<'_>) -> usize {
+    matrix.stride * GROUP * PANELS
 }
 
 /// Sixteen columns from `column` on as 16-bit integers.
@@ -29,17 +36,18 @@ pub fn unpack_wide(matrix: View<'_>, column: usize, blocks: Range<usize>, panel:
     // SAFETY: the caller of this module has found the instructions.
     unsafe {
         if matrix.ty == Type::Q6K {
-            unpack_q6k(&rows, blocks, panel);
+            unpack_q6k(&rows, blocks, panel, pass(&matrix));
         } else {
-            unpack_q8_0(&rows, blocks, panel);
+            unpack_q8_0(&rows, blocks, panel, pass(&matrix));
         }
     }
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn unpack_q8_0(rows: &[&[u8]; GROUP], blocks: Range<usize>, panel: &mut WidePanel) {
+fn unpack_q8_0(rows: &[&[u8]; GROUP], blocks: Range<usize>, panel: &mut WidePanel, ahead: usize) {
     for (at, block) in blocks.enumerate() {
         let bytes: [&[u8; Q8_0]; GROUP] = rows.map(|row| &row.as_chunks().0[block]);
+        bytes.iter().for_each(|bytes| call_ahead(&bytes[..], ahead));
         store_scales(bytes.map(|bytes| u16::from_le_bytes([bytes[0], bytes[1]])), &mut panel.scales[at]);
         for side in 0..2 {
             for half in 0..2 {
@@ -51,10 +59,11 @@ fn unpack_q8_0(rows: &[&[u8]; GROUP], blocks: Range<usize>, panel: &mut WidePane
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn unpack_q6k(rows: &[&[u8]; GROUP], blocks: Range<usize>, panel: &mut WidePanel) {
+fn unpack_q6k(rows: &[&[u8]; GROUP], blocks: Range<usize>, panel: &mut WidePanel, ahead: usize) {
     let start = blocks.start;
     for block in blocks.clone().step_by(PER_SUPER) {
         let bytes: [&[u8; Q6K]; GROUP] = rows.map(|row| &row.as_chunks().0[block / PER_SUPER]);
+        bytes.iter().for_each(|bytes| call_ahead(&bytes[..], ahead));
         let mut scales = [0.0; GROUP];
         store_scales(bytes.map(|bytes| u16::from_le_bytes([bytes[208], bytes[209]])), &mut scales);
         for sub in 0..PER_SUPER.min(blocks.end - block) {
@@ -110,15 +119,16 @@ type WideBlock = [[[i16; 2]; GROUP]; 16];
 pub fn unpack_narrow(matrix: View<'_>, column: usize, blocks: Range<usize>, panel: &mut NarrowPanel) {
     let rows: [&[u8]; GROUP] = std::array::from_fn(|at| matrix.row_bytes(column + at));
     // SAFETY: the caller of this module has found the instructions.
-    unsafe { unpack_q4k(&rows, blocks, panel) }
+    unsafe { unpack_q4k(&rows, blocks, panel, pass(&matrix)) }
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn unpack_q4k(rows: &[&[u8]; GROUP], blocks: Range<usize>, panel: &mut NarrowPanel) {
+fn unpack_q4k(rows: &[&[u8]; GROUP], blocks: Range<usize>, panel: &mut NarrowPanel, ahead: usize) {
     let start = blocks.start;
     for block in blocks.step_by(PER_SUPER) {
         let at = block - start;
         let bytes: [&[u8; Q4K]; GROUP] = rows.map(|row| &row.as_chunks().0[block / PER_SUPER]);
+        bytes.iter().for_each(|bytes| call_ahead(&bytes[..], ahead));
         for side in 0..2 {
             let rows: [&[u8; Q4K]; 8] = std::array::from_fn(|row| bytes[8 * side + row]);
             let scales = rows.map(|row| q4k_scales(row));
@@ -221,12 +231,13 @@ pub fn unpack_floats(matrix: View<'_>, column: usize, depth: Range<usize>, panel
     let size = matrix.ty.block_bytes();
     let rows: [&[u8]; GROUP] = std::array::from_fn(|at| &matrix.row_bytes(column + at)[depth.start * size..depth.end * size]);
     // SAFETY: the caller of this module has found the instructions.
-    unsafe { floats_unpacked(matrix.ty, &rows, depth.len(), panel) }
+    unsafe { floats_unpacked(matrix.ty, &rows, depth.len(), panel, pass(&matrix)) }
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn floats_unpacked(ty: Type, rows: &[&[u8]; GROUP], depth: usize, panel: &mut FloatPanel) {
+fn floats_unpacked(ty: Type, rows: &[&[u8]; GROUP], depth: usize, panel: &mut FloatPanel, ahead: usize) {
     let size = ty.block_bytes();
+    rows.iter().for_each(|row| call_ahead(row, ahead));
     let whole = depth / 8 * 8;
     for at in (0..whole).step_by(8) {
         for side in 0..2 {

@@ -45,6 +45,12 @@ const NARROW_BLOCKS: usize = 16;
 /// Rows of a panel of floats; a partial sum ends there.
 const FLOAT_DEPTH: usize = 256;
 
+/// Columns at a time where there are no more than [`FEW`] rows.
+const EIGHT: usize = 8;
+
+/// As many rows go without panels.
+const FEW: usize = 4;
+
 /// Multiplications worth a thread of their own.
 const SHARE: usize = 1 << 18;
 
@@ -107,6 +113,11 @@ impl Isa {
             (Self::Avx512, false) => 8,
         }
     }
+
+    /// Whether so many rows are multiplied straight from the stored weights; each is a tile of its own then.
+    fn goes_without_panels(self, rows: usize) -> bool {
+        self != Self::Portable && rows <= FEW
+    }
 }
 
 /// `y = x · matrixᵀ`: `x` is `[n, cols]`, `y` is `[n, rows]`. Shared among threads where that is worth it.
@@ -126,10 +137,11 @@ fn product_with(isa: Isa, matrix: View<'_>, x: &[f32], y: &mut [f32], threads: u
     if y.is_empty() {
         return;
     }
+    let tile = |integers: bool| if isa.goes_without_panels(rows) { 1 } else { isa.tile(integers) };
     match matrix.ty {
-        Type::Q8_0 | Type::Q6K => run(isa, matrix, &Wide::new(x, depth, isa.tile(true)), y, threads),
-        Type::Q4K => run(isa, matrix, &Narrow::new(x, depth, isa.tile(true)), y, threads),
-        Type::F32 | Type::F16 | Type::Bf16 => run(isa, matrix, &Floats::new(x, depth, isa.tile(false)), y, threads),
+        Type::Q8_0 | Type::Q6K => run(isa, matrix, &Wide::new(x, depth, tile(true)), y, threads),
+        Type::Q4K => run(isa, matrix, &Narrow::new(x, depth, tile(true)), y, threads),
+        Type::F32 | Type::F16 | Type::Bf16 => run(isa, matrix, &Floats::new(x, depth, tile(false)), y, threads),
     }
 }
 
@@ -159,6 +171,9 @@ trait Form: Sync {
 
     /// Adds the products of rows from `row` on with the panels to `sums`, one entry per row of the tile.
     fn multiply(&self, isa: Isa, panels: &[Self::Panel], row: usize, steps: Range<usize>, sums: &mut [Sums]);
+
+    /// The products of all rows, each a tile of its own, with [`EIGHT`] columns from `column` on.
+    fn multiply_few(&self, matrix: View<'_>, column: usize, out: &mut [[f32; EIGHT]]);
 }
 
 /// Sums of one row over the panels of a pass.
@@ -168,7 +183,9 @@ fn run<F: Form>(isa: Isa, matrix: View<'_>, x: &F, y: &mut [f32], threads: usize
     let View { rows: columns, cols: depth, .. } = matrix;
     let out = Out { values: y.as_mut_ptr(), columns };
     let work = |part: Range<usize>| {
-        F::panels().with_borrow_mut(|panels| SUMS.with_borrow_mut(|sums| pass(isa, matrix, x, (panels, sums), out, part)))
+        // What is less than eight columns at the end goes by a panel all the same.
+        let left = if isa.goes_without_panels(x.rows()) { pass_few(matrix, x, out, part) } else { part };
+        F::panels().with_borrow_mut(|panels| SUMS.with_borrow_mut(|sums| pass(isa, matrix, x, (panels, sums), out, left)));
     };
     let threads = (x.rows() * columns * depth / SHARE).clamp(1, threads);
     if threads == 1 {
@@ -204,6 +221,18 @@ fn pass<F: Form>(isa: Isa, matrix: View<'_>, x: &F, (panels, sums): (&mut [F::Pa
             out.put(row, column, &sums[..width]);
         }
     }
+}
+
+/// Columns `part` of the result for a few rows, as many as go by eight; gives those that are left.
+fn pass_few<F: Form>(matrix: View<'_>, x: &F, out: Out, part: Range<usize>) -> Range<usize> {
+    let end = part.start + part.len() / EIGHT * EIGHT;
+    let mut sums = [[0.0; EIGHT]; FEW];
+    let sums = &mut sums[..x.rows()];
+    for column in (part.start..end).step_by(EIGHT) {
+        x.multiply_few(matrix, column, sums);
+        sums.iter().enumerate().for_each(|(row, sums)| out.put(row, column, sums));
+    }
+    end..part.end
 }
 
 /// The result, which threads fill in columns of their own.

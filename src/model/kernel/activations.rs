@@ -12,7 +12,8 @@ use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
 use crate::model::kernel::x86;
 use crate::model::kernel::{
-    BLOCK, FLOAT_DEPTH, FloatPanel, Form, Isa, NARROW_BLOCKS, NarrowPanel, PANELS, Sums, WIDE_BLOCKS, WidePanel, portable, unpack,
+    BLOCK, EIGHT, FEW, FLOAT_DEPTH, FloatPanel, Form, Isa, NARROW_BLOCKS, NarrowPanel, PANELS, Sums, WIDE_BLOCKS, WidePanel, portable,
+    unpack,
 };
 use crate::model::matrix::View;
 
@@ -204,6 +205,35 @@ pub struct FloatTile<'a> {
     pub depth: usize,
 }
 
+impl Wide {
+    fn tile_of(&self, row: usize, steps: &Range<usize>) -> WideTile<'_> {
+        let (values, scales) = (self.shape.values(row, steps), self.shape.scales(row, steps));
+        WideTile { values: &self.values[values.start / 2..values.end / 2], scales: &self.scales[scales] }
+    }
+}
+
+impl Narrow {
+    fn tile_of(&self, row: usize, steps: &Range<usize>) -> NarrowTile<'_> {
+        let (values, scales) = (self.shape.values(row, steps), self.shape.scales(row, steps));
+        let values = &self.values[values.start / 4..values.end / 4];
+        NarrowTile { values, scales: &self.scales[scales.clone()], sums: &self.sums[scales] }
+    }
+}
+
+impl Floats<'_> {
+    fn tile_of(&self, row: usize, rows: usize, steps: &Range<usize>) -> FloatTile<'_> {
+        let values = &self.values[row * self.depth + steps.start..(row + rows - 1) * self.depth + steps.end];
+        FloatTile { values, stride: self.depth, depth: steps.len() }
+    }
+}
+
+/// One tile for each of a few rows.
+#[cfg(target_arch = "x86_64")]
+fn few<T: Copy>(rows: usize, tile: impl Fn(usize) -> T, work: impl FnOnce(&[T])) {
+    let tiles: [T; FEW] = std::array::from_fn(|row| tile(row.min(rows - 1)));
+    work(&tiles[..rows]);
+}
+
 impl Form for Wide {
     type Panel = WidePanel;
 
@@ -233,8 +263,7 @@ impl Form for Wide {
     }
 
     fn multiply(&self, isa: Isa, panels: &[WidePanel], row: usize, steps: Range<usize>, sums: &mut [Sums]) {
-        let (values, scales) = (self.shape.values(row, &steps), self.shape.scales(row, &steps));
-        let tile = WideTile { values: &self.values[values.start / 2..values.end / 2], scales: &self.scales[scales] };
+        let tile = self.tile_of(row, &steps);
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => x86::wide_256(panels, tile, sums),
@@ -242,6 +271,11 @@ impl Form for Wide {
             Isa::Avx512 => x86::wide_512(panels, tile, sums),
             _ => portable::wide(panels, tile, sums),
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn multiply_few(&self, matrix: View<'_>, column: usize, out: &mut [[f32; EIGHT]]) {
+        few(self.rows(), |row| self.tile_of(row, &(0..self.steps())), |tiles| x86::few::wide(matrix, column, tiles, out));
     }
 }
 
@@ -274,12 +308,7 @@ impl Form for Narrow {
     }
 
     fn multiply(&self, isa: Isa, panels: &[NarrowPanel], row: usize, steps: Range<usize>, sums: &mut [Sums]) {
-        let (values, scales) = (self.shape.values(row, &steps), self.shape.scales(row, &steps));
-        let tile = NarrowTile {
-            values: &self.values[values.start / 4..values.end / 4],
-            scales: &self.scales[scales.clone()],
-            sums: &self.sums[scales],
-        };
+        let tile = self.tile_of(row, &steps);
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => x86::narrow_256(panels, tile, sums),
@@ -287,6 +316,11 @@ impl Form for Narrow {
             Isa::Avx512 => x86::narrow_512(panels, tile, sums),
             _ => portable::narrow(panels, tile, sums),
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn multiply_few(&self, matrix: View<'_>, column: usize, out: &mut [[f32; EIGHT]]) {
+        few(self.rows(), |row| self.tile_of(row, &(0..self.steps())), |tiles| x86::few::narrow(matrix, column, tiles, out));
     }
 }
 
@@ -319,8 +353,7 @@ impl Form for Floats<'_> {
     }
 
     fn multiply(&self, isa: Isa, panels: &[FloatPanel], row: usize, steps: Range<usize>, sums: &mut [Sums]) {
-        let values = &self.values[row * self.depth + steps.start..(row + sums.len() - 1) * self.depth + steps.end];
-        let tile = FloatTile { values, stride: self.depth, depth: steps.len() };
+        let tile = self.tile_of(row, sums.len(), &steps);
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => x86::floats_256(panels, tile, sums),
@@ -328,5 +361,10 @@ impl Form for Floats<'_> {
             Isa::Avx512 => x86::floats_512(panels, tile, sums),
             _ => portable::floats(panels, tile, sums),
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn multiply_few(&self, matrix: View<'_>, column: usize, out: &mut [[f32; EIGHT]]) {
+        few(self.rows(), |row| self.tile_of(row, 1, &(0..self.depth)), |tiles| x86::few::floats(matrix, column, tiles, out));
     }
 }

@@ -4,8 +4,6 @@
 //! instructions. Element for element they add up in the order of [`super::portable`].
 #![allow(unsafe_code)]
 
-mod unpack;
-
 use std::arch::x86_64::*;
 
 use crate::model::kernel::activations::{FloatTile, NarrowTile, WideTile};
@@ -26,6 +24,10 @@ macro_rules! by_rows {
     };
     (@call $form:ident, $rows:literal, [$($more:literal)?], ($($argument:expr),*)) => { $form::<$rows $(, $more)?>($($argument),*) };
 }
+
+// Below the macro that it uses.
+pub mod few;
+mod unpack;
 
 /// Keeps a sum where it is. The compiler may unroll the innermost loops, but it would also regroup their sums, which it
 /// may with integers, and run out of registers.

@@ -9,16 +9,16 @@ use crate::model::kernel::{FloatPanel, GROUP, NarrowPanel, PANELS, WidePanel};
 use crate::model::matrix::{Type, View};
 
 /// Blocks of 32 in a block of the k-types.
-const PER_SUPER: usize = 8;
+pub const PER_SUPER: usize = 8;
 
-const Q8_0: usize = Type::Q8_0.block_bytes();
-const Q6K: usize = Type::Q6K.block_bytes();
-const Q4K: usize = Type::Q4K.block_bytes();
+pub const Q8_0: usize = Type::Q8_0.block_bytes();
+pub const Q6K: usize = Type::Q6K.block_bytes();
+pub const Q4K: usize = Type::Q4K.block_bytes();
 
 /// Asks the memory for what the next panels will need `ahead` bytes behind these: with few rows of activations memory sets
 /// the pace, and the processor's own foresight ends at each row.
 #[inline(always)]
-fn call_ahead(bytes: &[u8], ahead: usize) {
+pub fn call_ahead(bytes: &[u8], ahead: usize) {
     for line in (0..bytes.len()).step_by(64) {
         // SAFETY: a hint, which may be wrong.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(ahead + line).cast()) };
@@ -154,7 +154,7 @@ fn unpack_q4k(rows: &[&[u8]; GROUP], blocks: Range<usize>, panel: &mut NarrowPan
 /// The scales and the minimums of the eight blocks.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn q4k_scales(row: &[u8; Q4K]) -> (__m256, __m256) {
+pub fn q4k_scales(row: &[u8; Q4K]) -> (__m256, __m256) {
     let word = |at: usize| u32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]]);
     let (a, b, c) = (word(4), word(8), word(12));
     // The first four of each have their six bits together, the others' upper two lie above those.
@@ -191,15 +191,23 @@ fn store_wide(rows: [__m256i; 8], target: &mut [[[i16; 2]; GROUP]], side: usize)
 #[inline]
 fn store_scales(halves: [u16; GROUP], target: &mut [f32; GROUP]) {
     for (halves, target) in halves.as_chunks::<8>().0.iter().zip(target.as_chunks_mut::<8>().0) {
-        // SAFETY: eight are read and eight written.
-        unsafe { _mm256_storeu_ps(target.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(halves.as_ptr().cast()))) };
+        // SAFETY: eight are written.
+        unsafe { _mm256_storeu_ps(target.as_mut_ptr(), eight_halves(*halves)) };
     }
+}
+
+/// Eight half floats as floats.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+pub fn eight_halves(halves: [u16; 8]) -> __m256 {
+    // SAFETY: there are eight.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(halves.as_ptr().cast()) })
 }
 
 /// Sixteen bytes from `at` on.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn sixteen(bytes: &[u8], at: usize) -> __m128i {
+pub fn sixteen(bytes: &[u8], at: usize) -> __m128i {
     let bytes = &bytes[at..at + 16];
     // SAFETY: there are sixteen.
     unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
@@ -208,7 +216,7 @@ fn sixteen(bytes: &[u8], at: usize) -> __m128i {
 /// Thirty-two bytes from `at` on.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn thirty_two(bytes: &[u8], at: usize) -> __m256i {
+pub fn thirty_two(bytes: &[u8], at: usize) -> __m256i {
     let bytes = &bytes[at..at + 32];
     // SAFETY: there are thirty-two.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
@@ -217,7 +225,7 @@ fn thirty_two(bytes: &[u8], at: usize) -> __m256i {
 /// Eight rows of eight words as eight columns.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn transposed(r: [__m256i; 8]) -> [__m256i; 8] {
+pub fn transposed(r: [__m256i; 8]) -> [__m256i; 8] {
     let two = |a, b| (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
     let four = |a, b| (_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
     let ((a0, a1), (b0, b1), (c0, c1), (d0, d1)) = (two(r[0], r[1]), two(r[2], r[3]), two(r[4], r[5]), two(r[6], r[7]));
@@ -259,7 +267,7 @@ fn floats_unpacked(ty: Type, rows: &[&[u8]; GROUP], depth: usize, panel: &mut Fl
 /// The bits of eight floats.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn eight_floats(ty: Type, bytes: &[u8]) -> __m256i {
+pub fn eight_floats(ty: Type, bytes: &[u8]) -> __m256i {
     let bytes = &bytes[..8 * ty.block_bytes()];
     // SAFETY: there are eight floats of the type.
     unsafe {

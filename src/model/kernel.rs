@@ -55,24 +55,31 @@ const FEW: usize = 4;
 const SHARE: usize = 1 << 18;
 
 /// The instructions a product is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
     /// What the compiler makes of plain loops: any processor, NEON on 64-bit ARM.
     Portable,
     /// AVX2 with FMA and F16C.
     Avx2,
+    /// AVX2 with products of bytes, as small processors of Intel's have it.
+    AvxVnni,
     /// AVX-512 with VNNI.
     Avx512,
 }
 
 impl Isa {
-    /// The best of this processor, or what `PALISADE_ISA` (`portable`, `avx2`) asks for where that is less.
+    /// Those of this processor, the slowest first.
+    fn all() -> impl DoubleEndedIterator<Item = Self> {
+        [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512].into_iter().filter(|isa| isa.is_here())
+    }
+
+    /// The best of this processor, or the one that `PALISADE_ISA` names if it is there.
     pub fn detected() -> Self {
         static FOUND: OnceLock<Isa> = OnceLock::new();
-        *FOUND.get_or_init(|| match (std::env::var("PALISADE_ISA").as_deref(), Self::best()) {
-            (Ok("portable"), _) => Self::Portable,
-            (Ok("avx2"), Self::Avx512) => Self::Avx2,
-            (_, best) => best,
+        *FOUND.get_or_init(|| {
+            let asked = std::env::var("PALISADE_ISA").unwrap_or_default();
+            let asked = Self::all().find(|isa| isa.name() == asked);
+            asked.or(Self::all().next_back()).unwrap_or(Self::Portable)
         })
     }
 
@@ -81,27 +88,31 @@ impl Isa {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx-vnni",
             Self::Avx512 => "avx512",
         }
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn best() -> Self {
-        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-        let avx512 = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vnni");
-        match (avx2, avx512) {
-            (true, true) => Self::Avx512,
-            (true, false) => Self::Avx2,
-            _ => Self::Portable,
+    fn is_here(self) -> bool {
+        let avx2 = || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let avx512 = || {
+            is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+        };
+        match self {
+            Self::Portable => true,
+            Self::Avx2 => avx2(),
+            Self::AvxVnni => avx2() && is_x86_feature_detected!("avxvnni"),
+            Self::Avx512 => avx2() && avx512(),
         }
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    fn best() -> Self {
-        Self::Portable
+    fn is_here(self) -> bool {
+        self == Self::Portable
     }
 
     /// Rows under one pass over a panel, for integers and for floats: as many as the registers can sum up.
@@ -109,7 +120,7 @@ impl Isa {
         match (self, integers) {
             (Self::Portable, _) => 2,
             (Self::Avx2, true) => 4,
-            (Self::Avx2, false) | (Self::Avx512, true) => 6,
+            (Self::AvxVnni, true) | (Self::Avx2 | Self::AvxVnni, false) | (Self::Avx512, true) => 6,
             (Self::Avx512, false) => 8,
         }
     }
@@ -349,10 +360,6 @@ mod tests {
         Matrix::new(ty, rows, cols, Bytes::Owned(Arc::new(bytes))).unwrap()
     }
 
-    fn isas() -> Vec<Isa> {
-        [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| *isa as usize <= Isa::best() as usize).collect()
-    }
-
     /// The product in double precision over the weights as they are stored.
     fn plain(matrix: &Matrix, x: &[f32]) -> Vec<f32> {
         let [rows, cols] = matrix.shape();
@@ -387,7 +394,7 @@ mod tests {
             for (n, rows, cols) in [(1, 16, 32), (3, 33, 40), (9, 50, 600), (13, 97, 1152), (2, 5, 1), (7, 64, 1030)] {
                 let (matrix, x) = (matrix(ty, rows, cols), numbers(n * cols, 3));
                 let expected = plain(&matrix, &rounded(&x, cols, ty));
-                for isa in isas() {
+                for isa in Isa::all() {
                     let mut y = vec![f32::NAN; n * rows];
                     product_with(isa, matrix.view(), &x, &mut y, 2);
                     let apart = y.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -402,7 +409,7 @@ mod tests {
         let (n, rows, cols) = (23, 150, 1200);
         for ty in TYPES {
             let (matrix, x) = (matrix(ty, rows, cols), numbers(n * cols, 5));
-            for isa in isas() {
+            for isa in Isa::all() {
                 let mut together = vec![0.0; n * rows];
                 product_with(isa, matrix.view(), &x, &mut together, 2);
                 for (row, x) in x.chunks(cols).enumerate() {
@@ -422,7 +429,7 @@ mod tests {
             for bad in [f32::NAN, f32::INFINITY] {
                 let mut x = numbers(128, 1);
                 x[70] = bad;
-                for isa in isas() {
+                for isa in Isa::all() {
                     let mut y = vec![0.0; 40];
                     product_with(isa, matrix.view(), &x, &mut y, 2);
                     assert!(y[..20].iter().all(|y| y.is_finite()) && y[20..].iter().all(|y| !y.is_finite()), "{ty:?} {isa:?}");

@@ -268,6 +268,8 @@ impl Form for Wide {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => x86::wide_256(panels, tile, sums),
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => x86::wide_vnni(panels, tile, sums),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => x86::wide_512(panels, tile, sums),
             _ => portable::wide(panels, tile, sums),
         }
@@ -313,6 +315,8 @@ impl Form for Narrow {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => x86::narrow_256(panels, tile, sums),
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => x86::narrow_vnni(panels, tile, sums),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => x86::narrow_512(panels, tile, sums),
             _ => portable::narrow(panels, tile, sums),
         }
@@ -356,7 +360,7 @@ impl Form for Floats<'_> {
         let tile = self.tile_of(row, sums.len(), &steps);
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => x86::floats_256(panels, tile, sums),
+            Isa::Avx2 | Isa::AvxVnni => x86::floats_256(panels, tile, sums),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => x86::floats_512(panels, tile, sums),
             _ => portable::floats(panels, tile, sums),

@@ -1,4 +1,4 @@
-//! The inner loops with AVX2 and with AVX-512.
+//! The inner loops with AVX2, with AVX-VNNI beside it, and with AVX-512.
 //!
 //! Functions without `unsafe` in their signature are only called where [`super::Isa::detected`] has found the
 //! instructions. Element for element they add up in the order of [`super::portable`].
@@ -37,85 +37,122 @@ macro_rules! pin {
     };
 }
 
-/// Up to four rows of 16-bit integers.
-pub fn wide_256(panels: &[WidePanel], tile: WideTile<'_>, sums: &mut [Sums]) {
-    for (at, panel) in panels.iter().enumerate() {
-        by_rows!(sums, wide_256_of, [], (panel, tile, sums, at * GROUP), [1, 2, 3, 4]);
-    }
-}
+/// The integers' loops with 256-bit registers, which differ in how a product is added.
+macro_rules! integers_256 {
+    ($features:literal, $rows:tt, $wide:ident, $wide_of:ident, $add_pairs:ident, $narrow:ident, $narrow_of:ident, $add_fours:ident, $whole:path) => {
+        /// Some rows of 16-bit integers.
+        pub fn $wide(panels: &[WidePanel], tile: WideTile<'_>, sums: &mut [Sums]) {
+            for (at, panel) in panels.iter().enumerate() {
+                by_rows!(sums, $wide_of, [], (panel, tile, sums, at * GROUP), $rows);
+            }
+        }
 
-#[target_feature(enable = "avx2,fma")]
-fn wide_256_of<const ROWS: usize>(panel: &WidePanel, tile: WideTile<'_>, sums: &mut [Sums], from: usize) {
-    let mut total = [[_mm256_setzero_ps(); 2]; ROWS];
-    let blocks = tile.values.chunks_exact(ROWS * BLOCK / 2).zip(tile.scales.as_chunks::<ROWS>().0);
-    for ((values, scales), (weights, by)) in blocks.zip(panel.values.iter().zip(&panel.scales)) {
-        let mut whole = [[_mm256_setzero_si256(); 2]; ROWS];
-        let (values, weights) = (values.as_ptr().cast::<i32>(), weights.as_ptr().cast::<__m256i>());
-        for pair in 0..BLOCK / 2 {
-            // SAFETY: a block has `BLOCK / 2` pairs: of the tile one word a row, of the panel two aligned vectors.
-            unsafe {
-                let (low, high) = (_mm256_load_si256(weights.add(2 * pair)), _mm256_load_si256(weights.add(2 * pair + 1)));
-                for (row, whole) in whole.iter_mut().enumerate() {
-                    let two = _mm256_set1_epi32(values.add(pair * ROWS + row).read_unaligned());
-                    whole[0] = _mm256_add_epi32(whole[0], _mm256_madd_epi16(low, two));
-                    whole[1] = _mm256_add_epi32(whole[1], _mm256_madd_epi16(high, two));
-                    pin!(ymm_reg, whole[0]);
-                    pin!(ymm_reg, whole[1]);
+        #[target_feature(enable = $features)]
+        fn $wide_of<const ROWS: usize>(panel: &WidePanel, tile: WideTile<'_>, sums: &mut [Sums], from: usize) {
+            let mut total = [[_mm256_setzero_ps(); 2]; ROWS];
+            let blocks = tile.values.chunks_exact(ROWS * BLOCK / 2).zip(tile.scales.as_chunks::<ROWS>().0);
+            for ((values, scales), (weights, by)) in blocks.zip(panel.values.iter().zip(&panel.scales)) {
+                let mut whole = [[_mm256_setzero_si256(); 2]; ROWS];
+                let (values, weights) = (values.as_ptr().cast::<i32>(), weights.as_ptr().cast::<__m256i>());
+                for pair in 0..BLOCK / 2 {
+                    // SAFETY: a block has `BLOCK / 2` pairs: of the tile one word a row, of the panel two aligned vectors.
+                    unsafe {
+                        let (low, high) = (_mm256_load_si256(weights.add(2 * pair)), _mm256_load_si256(weights.add(2 * pair + 1)));
+                        for (row, whole) in whole.iter_mut().enumerate() {
+                            let two = _mm256_set1_epi32(values.add(pair * ROWS + row).read_unaligned());
+                            whole[0] = $add_pairs(whole[0], low, two);
+                            whole[1] = $add_pairs(whole[1], high, two);
+                            pin!(ymm_reg, whole[0]);
+                            pin!(ymm_reg, whole[1]);
+                        }
+                    }
+                }
+                let by = halves(by);
+                for ((total, whole), scale) in total.iter_mut().zip(whole).zip(scales) {
+                    for half in 0..2 {
+                        let by = _mm256_mul_ps(by[half], _mm256_set1_ps(*scale));
+                        total[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[half]), by, total[half]);
+                    }
                 }
             }
+            add_256(total, sums, from);
         }
-        let by = halves(by);
-        for ((total, whole), scale) in total.iter_mut().zip(whole).zip(scales) {
-            for half in 0..2 {
-                let by = _mm256_mul_ps(by[half], _mm256_set1_ps(*scale));
-                total[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[half]), by, total[half]);
+
+        /// Some rows of 8-bit integers.
+        pub fn $narrow(panels: &[NarrowPanel], tile: NarrowTile<'_>, sums: &mut [Sums]) {
+            for (at, panel) in panels.iter().enumerate() {
+                by_rows!(sums, $narrow_of, [], (panel, tile, sums, at * GROUP), $rows);
             }
         }
-    }
-    add_256(total, sums, from);
-}
 
-/// Up to four rows of 8-bit integers.
-pub fn narrow_256(panels: &[NarrowPanel], tile: NarrowTile<'_>, sums: &mut [Sums]) {
-    for (at, panel) in panels.iter().enumerate() {
-        by_rows!(sums, narrow_256_of, [], (panel, tile, sums, at * GROUP), [1, 2, 3, 4]);
-    }
-}
-
-#[target_feature(enable = "avx2,fma")]
-fn narrow_256_of<const ROWS: usize>(panel: &NarrowPanel, tile: NarrowTile<'_>, sums: &mut [Sums], from: usize) {
-    let ones = _mm256_set1_epi16(1);
-    let mut total = [[_mm256_setzero_ps(); 2]; ROWS];
-    let scales = tile.scales.as_chunks::<ROWS>().0.iter().zip(tile.sums.as_chunks::<ROWS>().0);
-    let blocks = tile.values.chunks_exact(ROWS * BLOCK / 4).zip(scales);
-    for (at, (values, (scales, block_sums))) in blocks.enumerate() {
-        let mut whole = [[_mm256_setzero_si256(); 2]; ROWS];
-        let (values, weights) = (values.as_ptr().cast::<i32>(), panel.values[at].as_ptr().cast::<__m256i>());
-        for four in 0..BLOCK / 4 {
-            // SAFETY: a block has `BLOCK / 4` fours: of the tile one word a row, of the panel two aligned vectors.
-            // Sixteen products of a weight up to 15 and an activation up to 127 fit into 16 bits.
-            unsafe {
-                let (low, high) = (_mm256_load_si256(weights.add(2 * four)), _mm256_load_si256(weights.add(2 * four + 1)));
-                for (row, whole) in whole.iter_mut().enumerate() {
-                    let bytes = _mm256_set1_epi32(values.add(four * ROWS + row).read_unaligned());
-                    whole[0] = _mm256_add_epi16(whole[0], _mm256_maddubs_epi16(low, bytes));
-                    whole[1] = _mm256_add_epi16(whole[1], _mm256_maddubs_epi16(high, bytes));
-                    pin!(ymm_reg, whole[0]);
-                    pin!(ymm_reg, whole[1]);
+        #[target_feature(enable = $features)]
+        fn $narrow_of<const ROWS: usize>(panel: &NarrowPanel, tile: NarrowTile<'_>, sums: &mut [Sums], from: usize) {
+            let mut total = [[_mm256_setzero_ps(); 2]; ROWS];
+            let scales = tile.scales.as_chunks::<ROWS>().0.iter().zip(tile.sums.as_chunks::<ROWS>().0);
+            let blocks = tile.values.chunks_exact(ROWS * BLOCK / 4).zip(scales);
+            for (at, (values, (scales, block_sums))) in blocks.enumerate() {
+                let mut whole = [[_mm256_setzero_si256(); 2]; ROWS];
+                let (values, weights) = (values.as_ptr().cast::<i32>(), panel.values[at].as_ptr().cast::<__m256i>());
+                for four in 0..BLOCK / 4 {
+                    // SAFETY: a block has `BLOCK / 4` fours: of the tile one word a row, of the panel two aligned vectors.
+                    unsafe {
+                        let (low, high) = (_mm256_load_si256(weights.add(2 * four)), _mm256_load_si256(weights.add(2 * four + 1)));
+                        for (row, whole) in whole.iter_mut().enumerate() {
+                            let bytes = _mm256_set1_epi32(values.add(four * ROWS + row).read_unaligned());
+                            whole[0] = $add_fours(whole[0], low, bytes);
+                            whole[1] = $add_fours(whole[1], high, bytes);
+                            pin!(ymm_reg, whole[0]);
+                            pin!(ymm_reg, whole[1]);
+                        }
+                    }
+                }
+                let (by, mins) = (halves(&panel.scales[at]), halves(&panel.mins[at]));
+                for row in 0..ROWS {
+                    for half in 0..2 {
+                        let whole = _mm256_cvtepi32_ps($whole(whole[row][half]));
+                        let by = _mm256_mul_ps(by[half], _mm256_set1_ps(scales[row]));
+                        total[row][half] = _mm256_fmadd_ps(whole, by, total[row][half]);
+                        total[row][half] = _mm256_fnmadd_ps(mins[half], _mm256_set1_ps(block_sums[row]), total[row][half]);
+                    }
                 }
             }
+            add_256(total, sums, from);
         }
-        let (by, mins) = (halves(&panel.scales[at]), halves(&panel.mins[at]));
-        for row in 0..ROWS {
-            for half in 0..2 {
-                let whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(whole[row][half], ones));
-                let by = _mm256_mul_ps(by[half], _mm256_set1_ps(scales[row]));
-                total[row][half] = _mm256_fmadd_ps(whole, by, total[row][half]);
-                total[row][half] = _mm256_fnmadd_ps(mins[half], _mm256_set1_ps(block_sums[row]), total[row][half]);
-            }
-        }
-    }
-    add_256(total, sums, from);
+    };
+}
+
+integers_256!("avx2,fma", [1, 2, 3, 4], wide_256, wide_256_of, pairs_256, narrow_256, narrow_256_of, fours_256, whole_256);
+
+integers_256!(
+    "avx2,fma,avxvnni",
+    [1, 2, 3, 4, 5, 6],
+    wide_vnni,
+    wide_vnni_of,
+    _mm256_dpwssd_avx_epi32,
+    narrow_vnni,
+    narrow_vnni_of,
+    _mm256_dpbusd_avx_epi32,
+    std::convert::identity
+);
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn pairs_256(sum: __m256i, weights: __m256i, two: __m256i) -> __m256i {
+    _mm256_add_epi32(sum, _mm256_madd_epi16(weights, two))
+}
+
+/// Sums of 16 bits, into which sixteen products of a weight up to 15 and an activation up to 127 fit.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn fours_256(sum: __m256i, weights: __m256i, bytes: __m256i) -> __m256i {
+    _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights, bytes))
+}
+
+/// Neighbouring sums of 16 bits as one of 32.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn whole_256(sums: __m256i) -> __m256i {
+    _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
 }
 
 /// Up to six rows of floats.

@@ -282,3 +282,6 @@ impl Session {
         Ok(Answer { raw: text, finish, detections, rejected, tokens, drafts_accepted })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,6 +85,30 @@ fn paligemma_2_in_bfloat16_shards_follows_the_reference() {
     follows_the_reference("pg2-bf16-sharded");
 }
 
+/// A prompt of over 300 tokens: positions past 256, and with a short window answers that have lost sight of the beginning.
+#[test]
+fn long_prompts_follow_the_reference() {
+    for case in ["pg1", "pg1-mqa", "pg2", "pg2-sliding", "pg2-bf16-sharded"] {
+        let (_folder, snapshot) = copy_of(case);
+        let long: Value = serde_json::from_str(&std::fs::read_to_string(golden(case).join("long.json")).unwrap()).unwrap();
+        let generated_ids = ids(&long["generated_ids"]);
+        let limits = Limits { max_new_tokens: generated_ids.len(), min_score: MinScore::default(), suppress: ids(&long["suppressed_ids"]) };
+        let ask = |dtype| {
+            let model = PaliGemma::load(&snapshot, LoadOptions { dtype, ..F32 }).unwrap();
+            let generation = model.session().generate(&question(&picture(case), long["prompt"].as_str().unwrap()), &limits).unwrap();
+            assert!(generation.input_ids.len() > 300 && generation.input_ids.len() as u64 == long["prefix"].as_u64().unwrap());
+            generation
+        };
+        let exact = ask(Dtype::F32);
+        assert_eq!(exact.generated_ids, generated_ids, "{case}");
+        let apart = most_apart(&exact.token_logprobs, &floats(&long["token_logprobs"]));
+        assert!(apart < 1e-3, "{case}: {apart}");
+        // Weights in bfloat16 are off by a rounding; positions that fell together would throw the answer off far more.
+        let apart = most_apart(&ask(Dtype::Bf16).first_logits, &exact.first_logits);
+        assert!(apart < 0.2, "{case} in bfloat16: {apart}");
+    }
+}
+
 fn load(snapshot: &Snapshot) -> Result<PaliGemma, Error> {
     PaliGemma::load(snapshot, F32)
 }

@@ -5,6 +5,7 @@
 //! with a mask where rows differ in reach.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
@@ -75,16 +76,54 @@ impl HostCache {
     }
 }
 
+/// Which positions each of some rows sees: made once for all layers.
+pub struct Reach {
+    rows: Vec<Range<usize>>,
+    /// For devices that are told by a mask; inside, `None` where all rows see the same.
+    mask: OnceLock<Option<Tensor>>,
+}
+
+impl Reach {
+    /// Of rows that see these positions; none may see nothing.
+    pub fn new(rows: Vec<Range<usize>>) -> Self {
+        Self { rows, mask: OnceLock::new() }
+    }
+
+    /// What the rows see in all.
+    fn span(&self) -> Range<usize> {
+        let start = self.rows.iter().map(|reach| reach.start).min().unwrap_or(0);
+        start..self.rows.iter().map(|reach| reach.end).max().unwrap_or(0)
+    }
+
+    /// What keeps rows from positions out of their reach, `[rows, span]`; `None` where all reach all.
+    fn mask(&self, device: &Device) -> Result<Option<&Tensor>> {
+        if let Some(made) = self.mask.get() {
+            return Ok(made.as_ref());
+        }
+        let span = self.span();
+        let row = |reach: &Range<usize>| {
+            let reach = reach.clone();
+            span.clone().map(move |at| if reach.contains(&at) { 0.0_f32 } else { f32::NEG_INFINITY })
+        };
+        let made = if self.rows.iter().all(|reach| *reach == span) {
+            None
+        } else {
+            Some(Tensor::from_vec(self.rows.iter().flat_map(row).collect(), (self.rows.len(), span.len()), device)?)
+        };
+        Ok(self.mask.get_or_init(|| made).as_ref())
+    }
+}
+
 impl Attention {
-    /// `queries` is `[rows, heads * width]`, `reach` says for each row which positions it sees. Gives `[rows, heads * width]`.
-    pub fn on_host(&self, queries: &[f32], cache: &HostCache, reach: &[Range<usize>]) -> Vec<f32> {
+    /// `queries` is `[rows, heads * width]`, gives the same.
+    pub fn on_host(&self, queries: &[f32], cache: &HostCache, reach: &Reach) -> Vec<f32> {
         let Self { heads, kv_heads, width, .. } = *self;
-        let (rows, group) = (reach.len(), heads / kv_heads);
+        let (rows, group) = (reach.rows.len(), heads / kv_heads);
         let pieces = rows.div_ceil(ROWS);
-        let len = reach.iter().map(|reach| reach.end).max().unwrap_or(0);
+        let len = reach.span().end;
         let piece = |at: usize| {
             let (head, from) = (at / pieces, at % pieces * ROWS);
-            let reach = &reach[from..rows.min(from + ROWS)];
+            let reach = &reach.rows[from..rows.min(from + ROWS)];
             self.piece(head, &queries[from * heads * width..], cache, reach)
         };
         let done: Vec<Vec<f32>> = if 2 * rows * heads * width * len < SHARE {
@@ -124,11 +163,10 @@ impl Attention {
 
     /// As [`Attention::on_host`] with tensors of any device: `queries` is `[rows, heads, width]`, `keys` and `values` are
     /// `[positions, kv_heads, width]`. Gives `[rows, heads * width]`.
-    pub fn on_device(&self, queries: &Tensor, keys: &Tensor, values: &Tensor, reach: &[Range<usize>]) -> Result<Tensor> {
+    pub fn on_device(&self, queries: &Tensor, keys: &Tensor, values: &Tensor, reach: &Reach) -> Result<Tensor> {
         let Self { heads, kv_heads, width, .. } = *self;
-        let (rows, group) = (reach.len(), heads / kv_heads);
-        let first = reach.iter().map(|reach| reach.start).min().unwrap_or(0);
-        let len = reach.iter().map(|reach| reach.end).max().unwrap_or(0) - first;
+        let (rows, group) = (reach.rows.len(), heads / kv_heads);
+        let (first, len) = (reach.span().start, reach.span().len());
         let keys = keys.narrow(0, first, len)?.permute((1, 2, 0))?.contiguous()?;
         let values = values.narrow(0, first, len)?.transpose(0, 1)?.contiguous()?;
         // Queries that share a key head are rows of one product: keys and values are never repeated in memory.
@@ -138,7 +176,7 @@ impl Attention {
             Some(cap) => ((scores * (self.scale / cap))?.tanh()? * cap)?,
             None => (scores * self.scale)?,
         };
-        let scores = match mask(reach, first, len, scores.device())? {
+        let scores = match reach.mask(scores.device())? {
             None => scores,
             Some(mask) => {
                 let scores = scores.reshape((kv_heads, rows, group, len))?;
@@ -148,18 +186,6 @@ impl Attention {
         let out = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(values.dtype())?.matmul(&values)?;
         out.reshape((kv_heads, rows, group, width))?.transpose(0, 1)?.reshape((rows, heads * width))
     }
-}
-
-/// What keeps rows from positions out of their reach, `[rows, len]`; `None` where all reach all.
-fn mask(reach: &[Range<usize>], first: usize, len: usize, device: &Device) -> Result<Option<Tensor>> {
-    if reach.iter().all(|reach| *reach == (first..first + len)) {
-        return Ok(None);
-    }
-    let row = |reach: &Range<usize>| {
-        let reach = reach.clone();
-        (first..first + len).map(move |at| if reach.contains(&at) { 0.0_f32 } else { f32::NEG_INFINITY })
-    };
-    Tensor::from_vec(reach.iter().flat_map(row).collect(), (reach.len(), len), device).map(Some)
 }
 
 #[cfg(test)]
@@ -188,14 +214,14 @@ mod tests {
         let (queries, keys, values) = (numbers(rows * 120, 1), numbers(rows * 40, 2), numbers(rows * 40, 3));
         let mut cache = HostCache::new(&attention, 100);
         cache.put(&attention, &keys, &values, 0);
-        let ours = attention.on_host(&queries, &cache, &reach);
+        let ours = attention.on_host(&queries, &cache, &Reach::new(reach.clone()));
         let tensor = |values: &[f32], heads: usize| Tensor::from_slice(values, (rows, heads, 20), &Device::Cpu).unwrap();
-        let theirs = attention.on_device(&tensor(&queries, 6), &tensor(&keys, 2), &tensor(&values, 2), &reach).unwrap();
+        let theirs = attention.on_device(&tensor(&queries, 6), &tensor(&keys, 2), &tensor(&values, 2), &Reach::new(reach.clone())).unwrap();
         let theirs: Vec<f32> = theirs.flatten_all().unwrap().to_vec1().unwrap();
         let apart = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(apart < 1e-5, "{apart}");
         for row in 0..rows {
-            let alone = attention.on_host(&queries[row * 120..][..120], &cache, &reach[row..=row]);
+            let alone = attention.on_host(&queries[row * 120..][..120], &cache, &Reach::new(reach[row..=row].to_vec()));
             assert!(alone.iter().zip(&ours[row * 120..]).all(|(a, b)| a.to_bits() == b.to_bits()), "row {row}");
         }
     }

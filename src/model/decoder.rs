@@ -10,7 +10,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::base;
-use crate::model::attention::{Attention, HostCache};
+use crate::model::attention::{Attention, HostCache, Reach};
 use crate::model::config::{Activation, Family, TextConfig};
 use crate::model::layers::{Linear, RmsNorm, Weight, residual};
 use crate::model::ops;
@@ -143,9 +143,11 @@ impl Decoder {
     /// An empty cache for `capacity` positions.
     pub fn cache(&self, capacity: usize) -> Result<Cache> {
         let zeros = || Tensor::zeros((capacity, self.config.kv_heads, self.config.head_dim), self.dtype, &self.device);
-        let layer = |_| match self.device {
-            Device::Cpu => Ok(LayerCache::Host(HostCache::new(&self.attention, capacity))),
-            _ => Ok(LayerCache::Device(zeros()?, zeros()?)),
+        let layer = |_| {
+            if ops::ours(&self.device) {
+                return Ok(LayerCache::Host(HostCache::new(&self.attention, capacity)));
+            }
+            Ok(LayerCache::Device(zeros()?, zeros()?))
         };
         let layers = self.layers.iter().map(layer).collect::<Result<_>>()?;
         Ok(Cache { layers, capacity, len: 0, prefix: 0 })
@@ -170,9 +172,11 @@ impl Decoder {
     /// Adds rows (`[rows, hidden]`, segment after segment) to the caches and gives the logits after the wanted rows,
     /// `[wanted, vocabulary]`, as 32-bit floats on the processor.
     pub fn forward(&self, x: &Tensor, segments: &mut [Segment<'_>]) -> Result<Tensor> {
+        let (all, wanted) = (self.rows(segments, |segment| segment.rows)?, self.rows(segments, |segment| segment.wanted)?);
         let mut x = x.clone();
         for (at, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, self, segments, at)?;
+            let last = at + 1 == self.layers.len();
+            x = layer.forward(&x, self, segments, at, (&all, if last { &wanted } else { &all }))?;
         }
         for segment in segments {
             segment.cache.len += segment.rows;
@@ -187,6 +191,41 @@ impl Decoder {
             None => logits,
         };
         logits.to_device(&Device::Cpu)
+    }
+}
+
+/// The last rows of each segment in a pass, with what is the same in every layer.
+struct Rows {
+    counts: Vec<usize>,
+    turn: Turn,
+    /// By window, and then by segment.
+    reaches: Vec<(Option<usize>, Vec<Reach>)>,
+}
+
+impl Decoder {
+    fn rows(&self, segments: &[Segment<'_>], count: fn(&Segment<'_>) -> usize) -> Result<Rows> {
+        let positions = |segment: &Segment<'_>| {
+            let end = segment.cache.len + segment.rows;
+            end - count(segment)..end
+        };
+        let reach = |window: Option<usize>, segment: &Segment<'_>| {
+            Reach::new(positions(segment).map(|position| segment.cache.reach(position, window)).collect())
+        };
+        let mut reaches: Vec<(Option<usize>, Vec<Reach>)> = Vec::new();
+        for &window in &self.config.windows {
+            if reaches.iter().all(|(other, _)| *other != window) {
+                reaches.push((window, segments.iter().map(|segment| reach(window, segment)).collect()));
+            }
+        }
+        let counts = segments.iter().map(count).collect();
+        Ok(Rows { counts, turn: self.rotary.at(segments.iter().flat_map(positions).collect())?, reaches })
+    }
+}
+
+impl Rows {
+    /// What each segment's rows see in a layer with this window.
+    fn reach(&self, window: Option<usize>) -> &[Reach] {
+        self.reaches.iter().find(|(of, _)| *of == window).map_or(&[], |(_, reaches)| reaches)
     }
 }
 
@@ -220,16 +259,20 @@ impl Layer {
         all.iter().map(|linear| linear.weight.bytes()).sum()
     }
 
-    /// In the last layer only the wanted rows go on once keys and values are stored: nothing sees the others any more.
-    fn forward(&self, x: &Tensor, decoder: &Decoder, segments: &mut [Segment<'_>], at: usize) -> Result<Tensor> {
+    /// `all` rows come in, and the `kept` ones go on once keys and values are stored: in the last layer those that are
+    /// wanted, for nothing sees the others any more.
+    fn forward(
+        &self,
+        x: &Tensor,
+        decoder: &Decoder,
+        segments: &mut [Segment<'_>],
+        at: usize,
+        (all, kept): (&Rows, &Rows),
+    ) -> Result<Tensor> {
         let normed = self.input_norm.forward(x)?;
-        self.remember(&normed, decoder, segments, at)?;
-        let (x, normed, rows) = if at + 1 < decoder.layers.len() {
-            (x.clone(), normed, segments.iter().map(|segment| segment.rows).collect::<Vec<_>>())
-        } else {
-            (wanted(x, segments)?, wanted(&normed, segments)?, segments.iter().map(|segment| segment.wanted).collect())
-        };
-        let attended = self.attend(&normed, decoder, segments, at, &rows)?;
+        self.remember(&normed, decoder, segments, at, all)?;
+        let (x, normed) = if all.counts == kept.counts { (x.clone(), normed) } else { (last(x, all, kept)?, last(&normed, all, kept)?) };
+        let attended = self.attend(&normed, decoder, segments, at, kept)?;
         let Some((before, after)) = &self.feed_forward_norms else {
             let x = residual(&x, attended)?;
             return residual(&x, self.feed_forward(&self.post_attention_norm.forward(&x)?)?);
@@ -243,11 +286,10 @@ impl Layer {
     }
 
     /// Stores the keys and values of all rows.
-    fn remember(&self, x: &Tensor, decoder: &Decoder, segments: &mut [Segment<'_>], at: usize) -> Result<()> {
+    fn remember(&self, x: &Tensor, decoder: &Decoder, segments: &mut [Segment<'_>], at: usize, all: &Rows) -> Result<()> {
         let Attention { kv_heads, width, .. } = decoder.attention;
         let rows = x.dim(0)?;
-        let positions: Vec<usize> = segments.iter().flat_map(|segment| segment.cache.len..segment.cache.len + segment.rows).collect();
-        let keys = decoder.rotary.rotate(self.key.forward(x)?.reshape((rows, kv_heads, width))?, &positions)?;
+        let keys = decoder.rotary.rotate(self.key.forward(x)?.reshape((rows, kv_heads, width))?, &all.turn)?;
         let values = self.value.forward(x)?.reshape((rows, kv_heads, width))?;
         let mut from = 0;
         for segment in segments {
@@ -269,24 +311,18 @@ impl Layer {
         Ok(())
     }
 
-    /// Attention of the last `rows[n]` rows of each segment.
-    fn attend(&self, x: &Tensor, decoder: &Decoder, segments: &[Segment<'_>], at: usize, rows: &[usize]) -> Result<Tensor> {
+    /// Attention of some rows of each segment.
+    fn attend(&self, x: &Tensor, decoder: &Decoder, segments: &[Segment<'_>], at: usize, kept: &Rows) -> Result<Tensor> {
         let Attention { heads, width, .. } = decoder.attention;
-        let positions = |segment: &Segment<'_>, rows: usize| {
-            let end = segment.cache.len + segment.rows;
-            end - rows..end
-        };
-        let all: Vec<usize> = segments.iter().zip(rows).flat_map(|(segment, rows)| positions(segment, *rows)).collect();
-        let queries = decoder.rotary.rotate(self.query.forward(x)?.reshape((all.len(), heads, width))?, &all)?;
+        let queries = decoder.rotary.rotate(self.query.forward(x)?.reshape((x.dim(0)?, heads, width))?, &kept.turn)?;
         let mut from = 0;
         let mut parts = Vec::with_capacity(segments.len());
-        for (segment, &rows) in segments.iter().zip(rows) {
-            let reach: Vec<Range<usize>> = positions(segment, rows).map(|position| segment.cache.reach(position, self.window)).collect();
+        for ((segment, &rows), reach) in segments.iter().zip(&kept.counts).zip(kept.reach(self.window)) {
             parts.push(match &segment.cache.layers[at] {
-                LayerCache::Device(keys, values) => decoder.attention.on_device(&queries.narrow(0, from, rows)?, keys, values, &reach)?,
+                LayerCache::Device(keys, values) => decoder.attention.on_device(&queries.narrow(0, from, rows)?, keys, values, reach)?,
                 LayerCache::Host(cache) => {
                     let part = from * heads * width..(from + rows) * heads * width;
-                    let out = ops::with_values(&queries, |queries| decoder.attention.on_host(&queries[part], cache, &reach))?;
+                    let out = ops::with_values(&queries, |queries| decoder.attention.on_host(&queries[part], cache, reach))?;
                     Tensor::from_vec(out, (rows, heads * width), &Device::Cpu)?
                 }
             });
@@ -296,12 +332,12 @@ impl Layer {
     }
 }
 
-/// The wanted rows of each segment.
-fn wanted(x: &Tensor, segments: &[Segment<'_>]) -> Result<Tensor> {
+/// Of each segment's rows the last ones.
+fn last(x: &Tensor, all: &Rows, kept: &Rows) -> Result<Tensor> {
     let mut end = 0;
-    let parts = segments.iter().map(|segment| {
-        end += segment.rows;
-        x.narrow(0, end - segment.wanted, segment.wanted)
+    let parts = all.counts.iter().zip(&kept.counts).map(|(all, kept)| {
+        end += all;
+        x.narrow(0, end - kept, *kept)
     });
     Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
 }
@@ -327,16 +363,31 @@ impl Rotary {
         Ok(Self { tensors: (tensor(&cos)?, tensor(&sin)?), cos, sin })
     }
 
-    /// Rotates `[rows, heads, head_dim]`, whose rows are at `positions`; `x` is used up.
-    fn rotate(&self, x: Tensor, positions: &[usize]) -> Result<Tensor> {
-        if ops::suits(&x) {
-            ops::rotate(&x, &self.cos, &self.sin, positions)?;
-            return Ok(x);
+    /// What turns rows at these positions.
+    fn at(&self, positions: Vec<usize>) -> Result<Turn> {
+        let device = self.tensors.0.device();
+        if ops::ours(device) {
+            return Ok(Turn { positions, tables: None });
         }
-        let positions: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
-        let positions = Tensor::new(positions, x.device())?;
-        let (cos, sin) = (self.tensors.0.index_select(&positions, 0)?, self.tensors.1.index_select(&positions, 0)?);
-        let turned = candle_nn::rotary_emb::rope_thd(&x.to_dtype(DType::F32)?.unsqueeze(0)?, &cos, &sin)?;
+        let places = Tensor::new(positions.iter().map(|&position| position as u32).collect::<Vec<_>>(), device)?;
+        let tables = (self.tensors.0.index_select(&places, 0)?, self.tensors.1.index_select(&places, 0)?);
+        Ok(Turn { positions, tables: Some(tables) })
+    }
+
+    /// Rotates `[rows, heads, head_dim]`; `x` is used up.
+    fn rotate(&self, x: Tensor, turn: &Turn) -> Result<Tensor> {
+        let Some((cos, sin)) = &turn.tables else {
+            ops::rotate(&x, &self.cos, &self.sin, &turn.positions)?;
+            return Ok(x);
+        };
+        let turned = candle_nn::rotary_emb::rope_thd(&x.to_dtype(DType::F32)?.unsqueeze(0)?, cos, sin)?;
         turned.squeeze(0)?.to_dtype(x.dtype())
     }
+}
+
+/// The rotation of some rows.
+struct Turn {
+    positions: Vec<usize>,
+    /// Cosines and sines row by row, for devices other than the processor.
+    tables: Option<(Tensor, Tensor)>,
 }

@@ -4,14 +4,38 @@
 //! `tanh` from the C library one number at a time. These are loops over plain slices that the compiler turns into vector
 //! code. They apply to 32-bit floats on the processor ([`suits`]); elsewhere the callers use the library.
 
-use candle_core::{CpuStorage, D, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, D, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::model::kernel::Isa;
 
+/// Whether the arithmetic of a device is ours, and not the library's: that of the processor.
+pub fn ours(device: &Device) -> bool {
+    device.is_cpu() && !elsewhere()
+}
+
+#[cfg(not(test))]
+const fn elsewhere() -> bool {
+    false
+}
+
+#[cfg(test)]
+fn elsewhere() -> bool {
+    tests::ELSEWHERE.get()
+}
+
+/// Runs `work` as if the processor were another device: what a GPU computes is tested where there is none.
+#[cfg(test)]
+pub fn as_elsewhere<T>(work: impl FnOnce() -> T) -> T {
+    tests::ELSEWHERE.set(true);
+    let done = work();
+    tests::ELSEWHERE.set(false);
+    done
+}
+
 /// Whether the functions here can work on `x`.
 pub fn suits(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32 && x.is_contiguous()
+    ours(x.device()) && x.dtype() == DType::F32 && x.is_contiguous()
 }
 
 struct Op<F>(F);
@@ -252,9 +276,13 @@ fn tanh(x: f32) -> f32 {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use candle_core::Device;
+    use std::cell::Cell;
 
     use super::*;
+
+    thread_local! {
+        pub static ELSEWHERE: Cell<bool> = const { Cell::new(false) };
+    }
 
     /// The largest difference, as a share of the larger value (or of 1e-6 near zero).
     fn apart(ours: impl Fn(f32) -> f32, exact: impl Fn(f64) -> f64, range: f32) -> f64 {

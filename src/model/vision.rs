@@ -5,7 +5,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::base;
-use crate::model::attention::{Attention, HostCache};
+use crate::model::attention::{Attention, HostCache, Reach};
 use crate::model::config::VisionConfig;
 use crate::model::layers::{LayerNorm, Linear, Weight, residual};
 use crate::model::ops;
@@ -69,8 +69,10 @@ impl Vision {
         let x = self.patch.product(&patches)?;
         let positions = vec![&self.position; pictures];
         let mut x = residual(&Tensor::cat(&positions, 0)?, x)?;
+        // All patches of a picture see all of them.
+        let reach = Reach::new(vec![0..self.config.patches(); self.config.patches()]);
         for block in &self.blocks {
-            x = block.forward(&x, &self.config, pictures)?;
+            x = block.forward(&x, &self.config, &reach, pictures)?;
         }
         self.projector.forward(&self.norm.forward(&x)?)
     }
@@ -92,31 +94,31 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor, config: &VisionConfig, pictures: usize) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, config: &VisionConfig, reach: &Reach, pictures: usize) -> Result<Tensor> {
         let h = self.norm1.forward(x)?;
-        let attended = attend(&self.query.forward(&h)?, &self.key.forward(&h)?, &self.value.forward(&h)?, config, pictures)?;
+        let projected = [self.query.forward(&h)?, self.key.forward(&h)?, self.value.forward(&h)?];
+        let attended = attend(&projected, config, reach, pictures)?;
         let x = residual(x, self.out.forward(&attended)?)?;
         let h = config.activation.forward(self.up.forward(&self.norm2.forward(&x)?)?)?;
         residual(&x, self.down.forward(&h)?)
     }
 }
 
-/// Attention within each picture: all patches see all.
-fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, config: &VisionConfig, pictures: usize) -> Result<Tensor> {
+/// Attention within each picture, of queries, keys and values.
+fn attend([queries, keys, values]: &[Tensor; 3], config: &VisionConfig, reach: &Reach, pictures: usize) -> Result<Tensor> {
     let (heads, width, patches) = (config.heads, config.hidden_size / config.heads, config.patches());
     let attention = Attention { heads, kv_heads: heads, width, scale: (width as f64).powf(-0.5), softcap: None };
-    let reach = vec![0..patches; patches];
     let picture = |at: usize| {
         let part = |x: &Tensor| x.narrow(0, at * patches, patches)?.contiguous();
         let (queries, keys, values) = (part(queries)?, part(keys)?, part(values)?);
         if ops::suits(&queries) {
             let mut cache = HostCache::new(&attention, patches);
             ops::with_values(&keys, |keys| ops::with_values(&values, |values| cache.put(&attention, keys, values, 0)))??;
-            let out = ops::with_values(&queries, |queries| attention.on_host(queries, &cache, &reach))?;
+            let out = ops::with_values(&queries, |queries| attention.on_host(queries, &cache, reach))?;
             return Tensor::from_vec(out, (patches, config.hidden_size), queries.device());
         }
         let split = |x: &Tensor| x.reshape((patches, heads, width));
-        attention.on_device(&split(&queries)?, &split(&keys)?, &split(&values)?, &reach)
+        attention.on_device(&split(&queries)?, &split(&keys)?, &split(&values)?, reach)
     };
     Tensor::cat(&(0..pictures).map(picture).collect::<Result<Vec<_>>>()?, 0)
 }

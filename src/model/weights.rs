@@ -24,6 +24,7 @@ use crate::base::{Context, Error, Kind, Result};
 use crate::model::config;
 use crate::model::hub::Progress;
 use crate::model::matrix::{Bytes, Matrix, Type};
+use crate::model::ops;
 use crate::types::Dtype;
 use checkpoint::Checkpoint;
 use gguf::Item;
@@ -53,14 +54,14 @@ impl Wanted {
     /// # Errors
     /// When quantised weights are wanted on a GPU.
     pub fn new(device: Device, dtype: Dtype) -> Result<Self> {
-        let ty = resolve(dtype, device.is_cpu())?;
+        let ty = resolve(dtype, ops::ours(&device))?;
         Ok(Self { device, ty, name: String::new(), cache: None, progress: None })
     }
 
     /// The type of tensors on the device: 32-bit floats on the processor, whose products take any matrix.
     pub fn dtype(&self) -> DType {
         match self.ty {
-            _ if self.device.is_cpu() => DType::F32,
+            _ if ops::ours(&self.device) => DType::F32,
             Type::F16 => DType::F16,
             Type::Bf16 => DType::BF16,
             _ => DType::F32,
@@ -221,9 +222,9 @@ impl Scope<'_> {
         Self { weights: self.weights, part: self.part, prefix: format!("{}.{name}", self.prefix) }
     }
 
-    /// Whether products are computed on the processor.
+    /// Whether products are our own, on the processor.
     pub fn on_host(&self) -> bool {
-        self.weights.wanted.device.is_cpu()
+        ops::ours(&self.weights.wanted.device)
     }
 
     /// Reads `name` in the type of [`Wanted::dtype`].

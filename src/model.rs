@@ -35,7 +35,7 @@ use decoder::Cache;
 use generate::Decoded;
 use network::{Input, Network};
 use preprocess::Preprocessor;
-use tokenizer::Tokenizer;
+use tokenizer::{Prompts, Tokenizer};
 
 pub use hub::{HubOptions, Progress, resolve};
 pub use measure::{FrameTimes, MeasureOptions, Measured, Subject, Work, measure};
@@ -151,7 +151,7 @@ impl PaliGemma {
     /// Scratch space for one thread.
     pub fn session(&self) -> Session {
         let preprocessor = Preprocessor::new(self.0.network.config.vision.image_size, self.0.normalisation);
-        Session { model: Arc::clone(&self.0), preprocessor, caches: Vec::new() }
+        Session { model: Arc::clone(&self.0), preprocessor, caches: Vec::new(), prompts: Prompts::default() }
     }
 }
 
@@ -192,6 +192,7 @@ pub struct Session {
     preprocessor: Preprocessor,
     /// One per question asked at once; made at the first use and again when longer ones are needed.
     caches: Vec<Cache>,
+    prompts: Prompts,
 }
 
 impl Session {
@@ -247,7 +248,7 @@ impl Session {
             let decoded = decoded?;
             Ok(Generation {
                 text: model.tokenizer.decode(&decoded.ids)?,
-                input_ids: input.ids,
+                input_ids: input.ids.to_vec(),
                 first_logits: decoded.first_logits,
                 generated_ids: decoded.ids,
                 token_logprobs: decoded.logprobs,
@@ -259,7 +260,7 @@ impl Session {
     }
 
     fn input<'q>(&mut self, question: &Question<'q>, limits: &Limits) -> Result<Input<'q>> {
-        let ids = self.model.tokenizer.prompt(question.prompt)?;
+        let ids = self.prompts.tokens(&self.model.tokenizer, question.prompt)?;
         let context = self.model.network.config.text.context;
         let room = context.saturating_sub(ids.len());
         if room == 0 {

@@ -2,6 +2,7 @@
 //! set length.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::base::{Error, Kind, Result};
@@ -103,7 +104,7 @@ pub fn measure(subject: Subject<'_>, options: LoadOptions, bench: &MeasureOption
     for frame in 0..=bench.frames {
         // A still scene is the same picture each time.
         let pixels = noise(3 * config.vision.image_size.pow(2), if bench.still { 0 } else { frame as u64 });
-        let input = Input { pixels, ids: ids.clone(), draft: if bench.still { &draft } else { &[] }, max_new_tokens: bench.tokens };
+        let input = Input { pixels, ids: Arc::clone(&ids), draft: if bench.still { &draft } else { &[] }, max_new_tokens: bench.tokens };
         let (times, tokens) = one(&network, &mut caches, input)?;
         draft = tokens;
         frames.push(times);
@@ -142,10 +143,10 @@ fn one(network: &Network, caches: &mut Vec<Cache>, input: Input<'_>) -> Result<(
 }
 
 /// Placeholders, `<bos>`, and five words.
-fn prompt(config: &Config) -> Vec<u32> {
+fn prompt(config: &Config) -> Arc<[u32]> {
     let mut ids = vec![config.image_token; config.vision.patches()];
     ids.extend([config.bos, 10, 11, 12, 13, 108].map(|id| id.min(config.text.vocab_size as u32 - 1)));
-    ids
+    ids.into()
 }
 
 /// Numbers spread evenly over -1..1, others for each seed.

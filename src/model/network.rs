@@ -1,5 +1,6 @@
 //! Tower, projector and decoder as one: pixels and tokens in, an answer's tokens out.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
@@ -30,7 +31,7 @@ pub struct Input<'a> {
     /// `[3, size, size]`, normalised.
     pub pixels: Vec<f32>,
     /// Placeholders for the picture, then the prompt.
-    pub ids: Vec<u32>,
+    pub ids: Arc<[u32]>,
     /// What the answer may be.
     pub draft: &'a [u32],
     /// The answer's bound; prefix and answer must fit the context.

@@ -1,8 +1,9 @@
 //! Words to tokens and back: the prompt as the reference's processor builds it, the answer with its tokens' places.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use tokenizers::Tokenizer as Inner;
 
@@ -106,6 +107,31 @@ impl Tokenizer {
     }
 }
 
+/// Prompts kept as tokens; far more than cameras ask at a time.
+const REMEMBERED: usize = 256;
+
+/// Prompts as tokens, each made once: a camera asks the same thing about every frame.
+#[derive(Default)]
+pub struct Prompts(HashMap<String, Arc<[u32]>>);
+
+impl Prompts {
+    /// As [`Tokenizer::prompt`].
+    ///
+    /// # Errors
+    /// As [`Tokenizer::prompt`]; nothing is kept then.
+    pub fn tokens(&mut self, tokenizer: &Tokenizer, prompt: &str) -> Result<Arc<[u32]>> {
+        if let Some(tokens) = self.0.get(prompt) {
+            return Ok(Arc::clone(tokens));
+        }
+        let tokens: Arc<[u32]> = tokenizer.prompt(prompt)?.into();
+        if self.0.len() >= REMEMBERED {
+            self.0.clear();
+        }
+        self.0.insert(prompt.to_owned(), Arc::clone(&tokens));
+        Ok(tokens)
+    }
+}
+
 /// How many bytes two texts share from the start, in whole characters.
 fn common_prefix(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum()
@@ -133,6 +159,18 @@ mod tests {
             [1505, 1505, 1505, 1505, 2, 266, 267, 282, 267, 265, 282, 308, 352, 316, 260]
         );
         assert!(open().prompt("what is in <image>?").is_err());
+    }
+
+    #[test]
+    fn prompts_are_kept_within_bounds() {
+        let (tokenizer, mut prompts) = (open(), Prompts::default());
+        for at in 0..2 * REMEMBERED {
+            let prompt = format!("detect {at}");
+            let tokens = prompts.tokens(&tokenizer, &prompt).unwrap();
+            assert_eq!(*tokens, tokenizer.prompt(&prompt).unwrap());
+            assert!(Arc::ptr_eq(&tokens, &prompts.tokens(&tokenizer, &prompt).unwrap()) && prompts.0.len() <= REMEMBERED);
+        }
+        assert!(prompts.tokens(&tokenizer, "<image>").is_err());
     }
 
     #[test]

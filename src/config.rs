@@ -83,7 +83,7 @@ pub struct Config {
 pub struct ModelConfig {
     /// Where the weights come from.
     pub source: ModelSource,
-    /// `auto`, `cpu` or `cuda:N`.
+    /// `auto`, `cpu`, `cuda:N` or `metal:N`.
     pub device: Device,
     /// The weights' type in memory.
     pub dtype: Dtype,

@@ -75,7 +75,7 @@ struct ModelArgs {
 
 #[derive(Args)]
 struct Compute {
-    /// What computes: auto, cpu or cuda:N
+    /// What computes: auto, cpu, cuda:N or metal:N
     #[arg(long, default_value = "auto")]
     device: Device,
     /// The weights' type in memory: auto, f32, f16, bf16, q8_0, q6k or q4k

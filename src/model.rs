@@ -25,6 +25,8 @@ mod weights;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use candle_core::Device as Opened;
+use candle_core::utils::{cuda_is_available, metal_is_available};
 use image::RgbImage;
 
 use crate::base::{Context, Error, Kind, Result};
@@ -163,27 +165,33 @@ pub fn check_device(device: Device) -> Result<()> {
     open_device(device).map(drop)
 }
 
-/// `auto` is the first GPU in a program built for GPUs that finds one, the processor otherwise.
-fn open_device(device: Device) -> Result<candle_core::Device> {
-    let built_for_cuda = candle_core::utils::cuda_is_available();
+fn open_device(device: Device) -> Result<Opened> {
     match device {
-        Device::Cpu => Ok(candle_core::Device::Cpu),
-        Device::Auto if built_for_cuda => Ok(candle_core::Device::new_cuda(0).unwrap_or_else(|error| {
-            tracing::warn!("no GPU can be opened, the processor is used: {error}");
-            candle_core::Device::Cpu
-        })),
-        Device::Auto => Ok(candle_core::Device::Cpu),
-        Device::Cuda(number) if built_for_cuda => candle_core::Device::new_cuda(number).context(Kind::Config, || {
-            format!("is cuda:{number}, but that GPU cannot be opened; must be auto, cpu or a GPU that nvidia-smi lists")
-        }),
-        Device::Cuda(number) => Err(Error::new(
-            Kind::Config,
-            format!(
-                "is cuda:{number}, but this program was built without GPU support; \
-                 must be auto or cpu, or build with --features cuda"
-            ),
-        )),
+        Device::Cpu => Ok(Opened::Cpu),
+        Device::Auto => Ok(first_gpu().unwrap_or(Opened::Cpu)),
+        Device::Cuda(number) => open_gpu("cuda", number, cuda_is_available(), Opened::new_cuda),
+        Device::Metal(number) => open_gpu("metal", number, metal_is_available(), Opened::new_metal),
     }
+}
+
+/// The first GPU of a kind that the program was built for; none, and a warning, where it cannot be opened.
+fn first_gpu() -> Option<Opened> {
+    let gpu = match (cuda_is_available(), metal_is_available()) {
+        (true, _) => Opened::new_cuda(0),
+        (_, true) => Opened::new_metal(0),
+        _ => return None,
+    };
+    gpu.inspect_err(|error| tracing::warn!("no GPU can be opened, the processor is used: {error}")).ok()
+}
+
+fn open_gpu(kind: &str, number: usize, built: bool, open: fn(usize) -> candle_core::Result<Opened>) -> Result<Opened> {
+    if !built {
+        return Err(Error::new(
+            Kind::Config,
+            format!("is {kind}:{number}, but this program was built without it; must be auto or cpu, or build with --features {kind}"),
+        ));
+    }
+    open(number).context(Kind::Config, || format!("is {kind}:{number}, which cannot be opened; must be auto, cpu or a GPU of this machine"))
 }
 
 /// One thread's use of a model: KV caches of its own over the shared weights.

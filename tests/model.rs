@@ -203,9 +203,14 @@ fn unusable_texts_are_named() {
 #[test]
 fn a_gpu_that_the_program_was_not_built_for_is_refused() {
     let (_folder, snapshot) = copy_of("pg2");
-    let error = PaliGemma::load(&snapshot, LoadOptions { device: Device::Cuda(0), dtype: Dtype::Auto, ..F32 }).err().unwrap();
-    assert_eq!(error.kind(), Kind::Config);
-    assert!(error.chain().contains("cuda:0"), "{error}");
+    for (device, name) in [(Device::Cuda(0), "cuda"), (Device::Metal(1), "metal")] {
+        if name == "cuda" && cfg!(feature = "cuda") || name == "metal" && cfg!(feature = "metal") {
+            continue;
+        }
+        let error = PaliGemma::load(&snapshot, LoadOptions { device, dtype: Dtype::Auto, ..F32 }).err().unwrap();
+        assert_eq!(error.kind(), Kind::Config);
+        assert!(error.chain().contains(name) && error.chain().contains(&format!("--features {name}")), "{error}");
+    }
 }
 
 #[test]

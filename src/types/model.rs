@@ -28,6 +28,8 @@ pub enum Device {
     Cpu,
     /// The NVIDIA GPU of this number.
     Cuda(usize),
+    /// The Apple GPU of this number.
+    Metal(usize),
 }
 
 impl ModelSource {
@@ -68,13 +70,16 @@ impl FromStr for Device {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match (text, text.strip_prefix("cuda:").map(str::parse)) {
+        let (kind, number) = text.split_once(':').unwrap_or((text, "0"));
+        match (kind, number.parse()) {
+            ("auto" | "cpu", _) if kind != text => Err(()),
             ("auto", _) => Ok(Self::Auto),
             ("cpu", _) => Ok(Self::Cpu),
-            ("cuda", _) => Ok(Self::Cuda(0)),
-            (_, Some(Ok(number))) => Ok(Self::Cuda(number)),
-            _ => Err(format!("is {text:?}; must be auto, cpu or cuda:N")),
+            ("cuda", Ok(number)) => Ok(Self::Cuda(number)),
+            ("metal", Ok(number)) => Ok(Self::Metal(number)),
+            _ => Err(()),
         }
+        .map_err(|()| format!("is {text:?}; must be auto, cpu, cuda:N or metal:N"))
     }
 }
 
@@ -127,6 +132,16 @@ pub enum Dtype {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_have_a_kind_and_gpus_a_number() {
+        let read = |text: &str| text.parse::<Device>();
+        assert_eq!((read("auto"), read("cpu")), (Ok(Device::Auto), Ok(Device::Cpu)));
+        assert_eq!((read("cuda"), read("cuda:3"), read("metal:1")), (Ok(Device::Cuda(0)), Ok(Device::Cuda(3)), Ok(Device::Metal(1))));
+        for bad in ["", "cpu:0", "auto:1", "cuda:", "cuda:x", "cuda:-1", "metal:0:1", "gpu", "CPU"] {
+            assert!(read(bad).is_err_and(|why| why.contains("must be auto, cpu, cuda:N or metal:N")), "{bad}");
+        }
+    }
 
     #[test]
     fn hub_names_are_plain() {

@@ -17,6 +17,9 @@ use crate::model::ops;
 /// Rows done at once, so that the scores of a large picture need not be held whole.
 const ROWS: usize = 64;
 
+/// Most scores that another device holds at once, 256 MiB of them: a picture of 896 pixels a side has four times as many.
+const SCORES: usize = 1 << 26;
+
 /// Multiplications worth sharing among threads.
 const SHARE: usize = 1 << 18;
 
@@ -164,26 +167,43 @@ impl Attention {
     /// As [`Attention::on_host`] with tensors of any device: `queries` is `[rows, heads, width]`, `keys` and `values` are
     /// `[positions, kv_heads, width]`. Gives `[rows, heads * width]`.
     pub fn on_device(&self, queries: &Tensor, keys: &Tensor, values: &Tensor, reach: &Reach) -> Result<Tensor> {
+        self.on_device_in_pieces(queries, keys, values, reach, (SCORES / (self.heads * reach.span().len()).max(1)).max(1))
+    }
+
+    fn on_device_in_pieces(&self, queries: &Tensor, keys: &Tensor, values: &Tensor, reach: &Reach, most: usize) -> Result<Tensor> {
+        let span = reach.span();
+        let keys = keys.narrow(0, span.start, span.len())?.permute((1, 2, 0))?.contiguous()?;
+        let values = values.narrow(0, span.start, span.len())?.transpose(0, 1)?.contiguous()?;
+        let mask = reach.mask(queries.device())?;
+        let rows = reach.rows.len();
+        let piece = |from: usize| {
+            let count = most.min(rows - from);
+            let mask = mask.map(|mask| mask.narrow(0, from, count)).transpose()?;
+            self.piece_on_device(&queries.narrow(0, from, count)?, &keys, &values, mask)
+        };
+        let mut pieces = (0..rows).step_by(most).map(piece).collect::<Result<Vec<_>>>()?;
+        if pieces.len() == 1 { Ok(pieces.remove(0)) } else { Tensor::cat(&pieces, 0) }
+    }
+
+    /// Rows of queries over `keys`, `[kv_heads, width, positions]`, and `values`, `[kv_heads, positions, width]`.
+    fn piece_on_device(&self, queries: &Tensor, keys: &Tensor, values: &Tensor, mask: Option<Tensor>) -> Result<Tensor> {
         let Self { heads, kv_heads, width, .. } = *self;
-        let (rows, group) = (reach.rows.len(), heads / kv_heads);
-        let (first, len) = (reach.span().start, reach.span().len());
-        let keys = keys.narrow(0, first, len)?.permute((1, 2, 0))?.contiguous()?;
-        let values = values.narrow(0, first, len)?.transpose(0, 1)?.contiguous()?;
+        let (rows, group, len) = (queries.dim(0)?, heads / kv_heads, keys.dim(2)?);
         // Queries that share a key head are rows of one product: keys and values are never repeated in memory.
         let queries = queries.reshape((rows, kv_heads, group, width))?.transpose(0, 1)?.reshape((kv_heads, rows * group, width))?;
-        let scores = queries.matmul(&keys)?.to_dtype(DType::F32)?;
+        let scores = queries.matmul(keys)?.to_dtype(DType::F32)?;
         let scores = match self.softcap {
             Some(cap) => ((scores * (self.scale / cap))?.tanh()? * cap)?,
             None => (scores * self.scale)?,
         };
-        let scores = match reach.mask(scores.device())? {
+        let scores = match mask {
             None => scores,
             Some(mask) => {
                 let scores = scores.reshape((kv_heads, rows, group, len))?;
                 scores.broadcast_add(&mask.reshape((1, rows, 1, len))?)?.reshape((kv_heads, rows * group, len))?
             }
         };
-        let out = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(values.dtype())?.matmul(&values)?;
+        let out = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(values.dtype())?.matmul(values)?;
         out.reshape((kv_heads, rows, group, width))?.transpose(0, 1)?.reshape((rows, heads * width))
     }
 }
@@ -216,10 +236,13 @@ mod tests {
         cache.put(&attention, &keys, &values, 0);
         let ours = attention.on_host(&queries, &cache, &Reach::new(reach.clone()));
         let tensor = |values: &[f32], heads: usize| Tensor::from_slice(values, (rows, heads, 20), &Device::Cpu).unwrap();
-        let theirs = attention.on_device(&tensor(&queries, 6), &tensor(&keys, 2), &tensor(&values, 2), &Reach::new(reach.clone())).unwrap();
-        let theirs: Vec<f32> = theirs.flatten_all().unwrap().to_vec1().unwrap();
-        let apart = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(apart < 1e-5, "{apart}");
+        let (query, key, value) = (tensor(&queries, 6), tensor(&keys, 2), tensor(&values, 2));
+        for most in [rows, 64, 7] {
+            let theirs = attention.on_device_in_pieces(&query, &key, &value, &Reach::new(reach.clone()), most).unwrap();
+            let theirs: Vec<f32> = theirs.flatten_all().unwrap().to_vec1().unwrap();
+            let apart = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-5, "{most} rows at once: {apart}");
+        }
         for row in 0..rows {
             let alone = attention.on_host(&queries[row * 120..][..120], &cache, &Reach::new(reach[row..=row].to_vec()));
             assert!(alone.iter().zip(&ours[row * 120..]).all(|(a, b)| a.to_bits() == b.to_bits()), "row {row}");

@@ -150,8 +150,8 @@ fn detections_follow_the_contract_field_by_field() {
         finish: Finish::Length,
         detections: vec![Detection { label: "cat".to_owned(), score: 0.912_345, locs, box01: Box01::from_locs(locs) }],
         rejected: vec![Rejected { text: "<loc0900>".to_owned(), why: "empty box" }],
-        tokens: vec![],
-        drafts_accepted: 0,
+        tokens: vec![3, 4, 5],
+        drafts_accepted: 2,
     };
     mqtt.publisher().looked(&Looked { answer: Arc::new(answer), ..looked("street", 7, "") });
     subscriber.wait_for("the detections", |messages| !messages.is_empty());
@@ -163,6 +163,7 @@ fn detections_follow_the_contract_field_by_field() {
         "time_source": "pipeline", "frame": {"width": 64, "height": 48}, "prompt": "detect cat ; dog", "prompt_id": prompt_id,
         "model": "test/model@main", "latency_ms": {"queue": 1.3, "inference": 40.0, "total": 42.0},
         "raw": "<loc0251><loc0104><loc0893><loc0610> cat", "finish": "length",
+        "tokens": 3, "drafts_accepted": 2,
         "detections": [{"label": "cat", "score": 0.9123, "score_kind": "token_probability", "locs": [251, 104, 893, 610],
             "box": {"x_min": 0.1016, "y_min": 0.2451, "x_max": 0.5957, "y_max": 0.8721},
             "pixels": {"x_min": 7, "y_min": 12, "x_max": 38, "y_max": 42}}],

@@ -47,6 +47,8 @@ struct LookedWire<'a> {
 struct AnswerWire<'a> {
     raw: &'a str,
     finish: &'static str,
+    tokens: usize,
+    drafts_accepted: usize,
     detections: Vec<DetectionWire<'a>>,
     dropped: Vec<DroppedWire<'a>>,
 }
@@ -125,7 +127,7 @@ pub fn looked(looked: &Looked, context: &Context) -> Vec<u8> {
     })
 }
 
-/// The part of it that only the picture decides: `raw`, `finish`, `detections` and `dropped` for a picture of
+/// The part of it that only the picture decides: `raw`, `finish` and what follows them, for a picture of
 /// `width` × `height` pixels.
 pub fn answer(answer: &Answer, width: u32, height: u32) -> serde_json::Value {
     serde_json::to_value(answer_wire(answer, width, height)).unwrap_or_default()
@@ -135,6 +137,8 @@ fn answer_wire(answer: &Answer, width: u32, height: u32) -> AnswerWire<'_> {
     AnswerWire {
         raw: &answer.raw,
         finish: answer.finish.name(),
+        tokens: answer.tokens.len(),
+        drafts_accepted: answer.drafts_accepted,
         detections: answer.detections.iter().map(|detection| found(detection, width, height)).collect(),
         dropped: answer.rejected.iter().map(|rejected| DroppedWire { text: &rejected.text, why: rejected.why }).collect(),
     }
@@ -237,7 +241,7 @@ mod tests {
             "time": "2026-11-23T14:03:07.120Z", "epoch": 1_795_442_587.12, "time_source": "ntp",
             "frame": {"width": 1920, "height": 1080}, "prompt": "detect cat ; dog ; car", "prompt_id": looked.prompt.id(),
             "model": "google/paligemma2-3b-mix-224@main", "latency_ms": {"queue": 3.1, "inference": 412.0, "total": 421.7},
-            "raw": "<loc0251><loc0104><loc0893><loc0610> cat", "finish": "eos",
+            "raw": "<loc0251><loc0104><loc0893><loc0610> cat", "finish": "eos", "tokens": 0, "drafts_accepted": 0,
             "detections": [{"label": "cat", "score": 0.91, "score_kind": "token_probability", "locs": [251, 104, 893, 610],
                 "box": {"x_min": 0.1016, "y_min": 0.2451, "x_max": 0.5957, "y_max": 0.8721},
                 "pixels": {"x_min": 195, "y_min": 265, "x_max": 1144, "y_max": 942}}],

@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint build quality run-tests packages-demo packages-test packages-quality install model
+.PHONY: help demo test test-arm lint build quality run-tests packages-demo packages-test packages-arm packages-quality install model
 
 export CARGO_INCREMENTAL ?= 0
 # rustup puts cargo here; a shell that was open before knows nothing of it.
@@ -19,6 +19,12 @@ RUN_PACKAGES := glib-networking gstreamer1.0-plugins-base gstreamer1.0-plugins-g
 	mosquitto mosquitto-clients
 # Independent witnesses: ffprobe reads our files, openssl makes certificates, systemd-analyze reads the unit.
 TEST_PACKAGES := ffmpeg openssl systemd procps
+# Another processor's compiler, libraries and emulator. Debian's Rust, for its library is a package for every processor.
+ARM_PACKAGES := rustc-web libstd-rust-web-dev:arm64 gcc-aarch64-linux-gnu libc6-dev-arm64-cross libssl-dev:arm64 qemu-user-static pkg-config build-essential
+ARM := aarch64-unknown-linux-gnu
+ARM_RUSTC ?= /usr/bin/rustc
+# One has dot products of bytes, the other is the plainest there is.
+ARM_CPUS ?= cortex-a76 cortex-a53
 # Draws the scenes of `make quality`: Debian's Python with these, or another that has numpy and Pillow.
 QUALITY_PACKAGES := python3-numpy python3-pil fonts-noto-color-emoji
 PYTHON ?= /usr/bin/python3
@@ -30,6 +36,18 @@ demo: packages-demo build ## the daemon on the sample clip, detections as they a
 	$(PALISADE) demo
 
 test: packages-test lint run-tests ## everything: formatting, lints, unit, model, end-to-end
+
+# Their GStreamer packages cannot be installed beside this processor's: tests/arm is the model without the rest.
+test-arm: packages-arm ## the model's tests on emulated 64-bit ARM processors, for its matrix products with NEON
+	cp Cargo.lock tests/arm/Cargo.lock
+	for cpu in $(ARM_CPUS); do \
+		echo "$$cpu:"; \
+		RUSTC=$(ARM_RUSTC) CARGO_TARGET_DIR=$(abspath $(TARGET))/arm \
+		CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+		CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -cpu $$cpu" \
+		PKG_CONFIG_ALLOW_CROSS=1 PKG_CONFIG_LIBDIR=/usr/lib/aarch64-linux-gnu/pkgconfig \
+		cargo test --release --target $(ARM) --manifest-path tests/arm/Cargo.toml; \
+	done
 
 build: ## the release binary
 	cargo build --release --locked
@@ -56,6 +74,13 @@ packages-demo:
 
 packages-test:
 	@$(call install_missing,$(BUILD_PACKAGES) $(RUN_PACKAGES) $(TEST_PACKAGES))
+
+packages-arm:
+	@if command -v dpkg >/dev/null && ! dpkg --print-foreign-architectures | grep -qx arm64; then \
+		sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+		$$sudo dpkg --add-architecture arm64; \
+	fi
+	@$(call install_missing,$(ARM_PACKAGES))
 
 packages-quality:
 	@$(call install_missing,$(BUILD_PACKAGES) $(RUN_PACKAGES) $(QUALITY_PACKAGES))

@@ -5,9 +5,8 @@
 use std::path::Path;
 
 use image::{Rgb, RgbImage};
-use palisade::config::{Device, Dtype};
 use palisade::model::{Generation, Limits, LoadOptions, PaliGemma, Question, Session, Snapshot};
-use palisade::types::{Finish, MinScore};
+use palisade::types::{Device, Dtype, Finish, MinScore};
 
 use crate::support::snapshot::copy_of;
 

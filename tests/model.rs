@@ -5,9 +5,8 @@
 use std::path::Path;
 
 use palisade::base::{Error, Kind};
-use palisade::config::{Device, Dtype};
 use palisade::model::{Limits, LoadOptions, PaliGemma, Question, Snapshot};
-use palisade::types::{Box01, Finish, MinScore};
+use palisade::types::{Box01, Device, Dtype, Finish, MinScore};
 use serde_json::Value;
 
 use crate::support::snapshot::{copy_of, golden};

@@ -10,6 +10,8 @@
 //! a row gives the same bits alone, in a batch, or as a draft. What decides whether a draft is kept rests on this.
 
 mod activations;
+#[cfg(target_arch = "aarch64")]
+mod arm;
 mod portable;
 mod unpack;
 #[cfg(target_arch = "x86_64")]
@@ -57,8 +59,12 @@ const SHARE: usize = 1 << 18;
 /// The instructions a product is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// What the compiler makes of plain loops: any processor, NEON on 64-bit ARM.
+    /// What the compiler makes of plain loops: any processor.
     Portable,
+    /// NEON, which every 64-bit ARM processor has.
+    Neon,
+    /// NEON with dot products of bytes, from about Cortex-A55 and A76 on.
+    NeonDot,
     /// AVX2 with FMA and F16C.
     Avx2,
     /// AVX2 with products of bytes, as small processors of Intel's have it.
@@ -70,7 +76,8 @@ pub enum Isa {
 impl Isa {
     /// Those of this processor, the slowest first.
     fn all() -> impl DoubleEndedIterator<Item = Self> {
-        [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512].into_iter().filter(|isa| isa.is_here())
+        let all = [Self::Portable, Self::Neon, Self::NeonDot, Self::Avx2, Self::AvxVnni, Self::Avx512];
+        all.into_iter().filter(|isa| isa.is_here())
     }
 
     /// The best of this processor, or the one that `PALISADE_ISA` names if it is there.
@@ -87,6 +94,8 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            Self::Neon => "neon",
+            Self::NeonDot => "neon-dot",
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avx-vnni",
             Self::Avx512 => "avx512",
@@ -104,13 +113,23 @@ impl Isa {
         };
         match self {
             Self::Portable => true,
+            Self::Neon | Self::NeonDot => false,
             Self::Avx2 => avx2(),
             Self::AvxVnni => avx2() && is_x86_feature_detected!("avxvnni"),
             Self::Avx512 => avx2() && avx512(),
         }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    fn is_here(self) -> bool {
+        match self {
+            Self::Portable | Self::Neon => true,
+            Self::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
+            Self::Avx2 | Self::AvxVnni | Self::Avx512 => false,
+        }
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     fn is_here(self) -> bool {
         self == Self::Portable
     }
@@ -119,9 +138,9 @@ impl Isa {
     fn tile(self, integers: bool) -> usize {
         match (self, integers) {
             (Self::Portable, _) => 2,
-            (Self::Avx2, true) => 4,
+            (Self::Avx2 | Self::Neon | Self::NeonDot, true) => 4,
             (Self::AvxVnni, true) | (Self::Avx2 | Self::AvxVnni, false) | (Self::Avx512, true) => 6,
-            (Self::Avx512, false) => 8,
+            (Self::Avx512 | Self::Neon | Self::NeonDot, false) => 8,
         }
     }
 
@@ -184,7 +203,7 @@ trait Form: Sync {
     fn multiply(&self, isa: Isa, panels: &[Self::Panel], row: usize, steps: Range<usize>, sums: &mut [Sums]);
 
     /// The products of all rows, each a tile of its own, with [`EIGHT`] columns from `column` on.
-    fn multiply_few(&self, matrix: View<'_>, column: usize, out: &mut [[f32; EIGHT]]);
+    fn multiply_few(&self, isa: Isa, matrix: View<'_>, column: usize, out: &mut [[f32; EIGHT]]);
 }
 
 /// Sums of one row over the panels of a pass.
@@ -195,7 +214,7 @@ fn run<F: Form>(isa: Isa, matrix: View<'_>, x: &F, y: &mut [f32], threads: usize
     let out = Out { values: y.as_mut_ptr(), columns };
     let work = |part: Range<usize>| {
         // What is less than eight columns at the end goes by a panel all the same.
-        let left = if isa.goes_without_panels(x.rows()) { pass_few(matrix, x, out, part) } else { part };
+        let left = if isa.goes_without_panels(x.rows()) { pass_few(isa, matrix, x, out, part) } else { part };
         F::panels().with_borrow_mut(|panels| SUMS.with_borrow_mut(|sums| pass(isa, matrix, x, (panels, sums), out, left)));
     };
     let threads = (x.rows() * columns * depth / SHARE).clamp(1, threads);
@@ -235,12 +254,12 @@ fn pass<F: Form>(isa: Isa, matrix: View<'_>, x: &F, (panels, sums): (&mut [F::Pa
 }
 
 /// Columns `part` of the result for a few rows, as many as go by eight; gives those that are left.
-fn pass_few<F: Form>(matrix: View<'_>, x: &F, out: Out, part: Range<usize>) -> Range<usize> {
+fn pass_few<F: Form>(isa: Isa, matrix: View<'_>, x: &F, out: Out, part: Range<usize>) -> Range<usize> {
     let end = part.start + part.len() / EIGHT * EIGHT;
     let mut sums = [[0.0; EIGHT]; FEW];
     let sums = &mut sums[..x.rows()];
     for column in (part.start..end).step_by(EIGHT) {
-        x.multiply_few(matrix, column, sums);
+        x.multiply_few(isa, matrix, column, sums);
         sums.iter().enumerate().for_each(|(row, sums)| out.put(row, column, sums));
     }
     end..part.end
@@ -417,6 +436,27 @@ mod tests {
                     product_with(isa, matrix.view(), x, &mut alone, 1);
                     let same = alone.iter().zip(&together[row * rows..]).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(same, "{ty:?} {isa:?}, row {row}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_the_largest_integers_fit() {
+        let (rows, cols) = (16, 256);
+        for (ty, block) in [
+            (Type::Q8_0, [[0, 0x3c].as_slice(), &[0x80; 32]].concat()),
+            (Type::Q6K, [[0; 192].as_slice(), &[0x80; 16], &[0, 0x3c]].concat()),
+            (Type::Q4K, [[0, 0x3c, 0, 0].as_slice(), &[0xff; 140]].concat()),
+        ] {
+            let matrix = Matrix::new(ty, rows, cols, Bytes::Owned(Arc::new(block.repeat(rows * cols / ty.block())))).unwrap();
+            for (n, value) in [(1, 1.0), (1, -1.0), (9, 1.0), (9, -1.0)] {
+                let x = vec![value; n * cols];
+                let expected = plain(&matrix, &x);
+                for isa in Isa::all() {
+                    let mut y = vec![0.0; n * rows];
+                    product_with(isa, matrix.view(), &x, &mut y, 1);
+                    assert!(y.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 1e-5 * b.abs()), "{ty:?} {isa:?}: {y:?}");
                 }
             }
         }

@@ -7,8 +7,6 @@
 use candle_core::{CpuStorage, D, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::model::kernel::Isa;
-
 /// Whether the arithmetic of a device is ours, and not the library's: that of the processor.
 pub fn ours(device: &Device) -> bool {
     device.is_cpu() && !elsewhere()
@@ -79,12 +77,15 @@ fn on_rows(x: &Tensor, width: usize, op: impl Fn(&mut [f32]) + Sync) -> Result<(
     }))
 }
 
-/// Runs `work`, made of AVX2 instructions where the processor has them: the program as a whole is built for any.
+/// Runs `work`, made of AVX2 instructions where the processor has them: the program as a whole is built for any of x86's.
+/// NEON needs no such lift.
 #[allow(unsafe_code)]
 #[inline(always)]
 fn lifted(work: impl FnOnce()) {
     #[cfg(target_arch = "x86_64")]
     {
+        use crate::model::kernel::Isa;
+
         #[target_feature(enable = "avx2")]
         fn with_avx2(work: impl FnOnce()) {
             work();

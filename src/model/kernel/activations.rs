@@ -9,6 +9,8 @@ use std::thread::LocalKey;
 
 use rayon::prelude::*;
 
+#[cfg(target_arch = "aarch64")]
+use crate::model::kernel::arm;
 #[cfg(target_arch = "x86_64")]
 use crate::model::kernel::x86;
 use crate::model::kernel::{
@@ -228,7 +230,6 @@ impl Floats<'_> {
 }
 
 /// One tile for each of a few rows.
-#[cfg(target_arch = "x86_64")]
 fn few<T: Copy>(rows: usize, tile: impl Fn(usize) -> T, work: impl FnOnce(&[T])) {
     let tiles: [T; FEW] = std::array::from_fn(|row| tile(row.min(rows - 1)));
     work(&tiles[..rows]);
@@ -265,6 +266,8 @@ impl Form for Wide {
     fn multiply(&self, isa: Isa, panels: &[WidePanel], row: usize, steps: Range<usize>, sums: &mut [Sums]) {
         let tile = self.tile_of(row, &steps);
         match isa {
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDot => arm::wide(panels, tile, sums),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => x86::wide_256(panels, tile, sums),
             #[cfg(target_arch = "x86_64")]
@@ -275,9 +278,18 @@ impl Form for Wide {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
-    fn multiply_few(&self, matrix: View<'_>, column: usize, out: &mut [[f32; EIGHT]]) {
-        few(self.rows(), |row| self.tile_of(row, &(0..self.steps())), |tiles| x86::few::wide(matrix, column, tiles, out));
+    fn multiply_few(&self, isa: Isa, matrix: View<'_>, column: usize, out: &mut [[f32; EIGHT]]) {
+        few(
+            self.rows(),
+            |row| self.tile_of(row, &(0..self.steps())),
+            |tiles| match isa {
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon | Isa::NeonDot => arm::few::wide(matrix, column, tiles, out),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 => x86::few::wide(matrix, column, tiles, out),
+                _ => unreachable!("{} goes by panels", isa.name()),
+            },
+        );
     }
 }
 
@@ -312,6 +324,10 @@ impl Form for Narrow {
     fn multiply(&self, isa: Isa, panels: &[NarrowPanel], row: usize, steps: Range<usize>, sums: &mut [Sums]) {
         let tile = self.tile_of(row, &steps);
         match isa {
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => arm::narrow(panels, tile, sums),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => arm::narrow_dot(panels, tile, sums),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => x86::narrow_256(panels, tile, sums),
             #[cfg(target_arch = "x86_64")]
@@ -322,9 +338,20 @@ impl Form for Narrow {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
-    fn multiply_few(&self, matrix: View<'_>, column: usize, out: &mut [[f32; EIGHT]]) {
-        few(self.rows(), |row| self.tile_of(row, &(0..self.steps())), |tiles| x86::few::narrow(matrix, column, tiles, out));
+    fn multiply_few(&self, isa: Isa, matrix: View<'_>, column: usize, out: &mut [[f32; EIGHT]]) {
+        few(
+            self.rows(),
+            |row| self.tile_of(row, &(0..self.steps())),
+            |tiles| match isa {
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => arm::few::narrow(matrix, column, tiles, out),
+                #[cfg(target_arch = "aarch64")]
+                Isa::NeonDot => arm::few::narrow_dot(matrix, column, tiles, out),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 => x86::few::narrow(matrix, column, tiles, out),
+                _ => unreachable!("{} goes by panels", isa.name()),
+            },
+        );
     }
 }
 
@@ -359,6 +386,8 @@ impl Form for Floats<'_> {
     fn multiply(&self, isa: Isa, panels: &[FloatPanel], row: usize, steps: Range<usize>, sums: &mut [Sums]) {
         let tile = self.tile_of(row, sums.len(), &steps);
         match isa {
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDot => arm::floats(panels, tile, sums),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 | Isa::AvxVnni => x86::floats_256(panels, tile, sums),
             #[cfg(target_arch = "x86_64")]
@@ -367,8 +396,17 @@ impl Form for Floats<'_> {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
-    fn multiply_few(&self, matrix: View<'_>, column: usize, out: &mut [[f32; EIGHT]]) {
-        few(self.rows(), |row| self.tile_of(row, 1, &(0..self.depth)), |tiles| x86::few::floats(matrix, column, tiles, out));
+    fn multiply_few(&self, isa: Isa, matrix: View<'_>, column: usize, out: &mut [[f32; EIGHT]]) {
+        few(
+            self.rows(),
+            |row| self.tile_of(row, 1, &(0..self.depth)),
+            |tiles| match isa {
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon | Isa::NeonDot => arm::few::floats(matrix, column, tiles, out),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 => x86::few::floats(matrix, column, tiles, out),
+                _ => unreachable!("{} goes by panels", isa.name()),
+            },
+        );
     }
 }

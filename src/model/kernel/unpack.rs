@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+#[cfg(target_arch = "aarch64")]
+use crate::model::kernel::arm as native;
 #[cfg(target_arch = "x86_64")]
-use crate::model::kernel::x86;
+use crate::model::kernel::x86 as native;
 use crate::model::kernel::{BLOCK, FloatPanel, GROUP, Isa, NarrowPanel, WidePanel};
 use crate::model::matrix::{Type, View};
 
@@ -24,9 +26,9 @@ pub struct Block {
 
 /// Columns `columns` (at most [`GROUP`]) of blocks `blocks` into a panel; columns that are not there become zeros.
 pub fn wide(isa: Isa, matrix: View<'_>, columns: Range<usize>, blocks: Range<usize>, panel: &mut WidePanel) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
     if isa != Isa::Portable && columns.len() == GROUP {
-        return x86::unpack_wide(matrix, columns.start, blocks, panel);
+        return native::unpack_wide(matrix, columns.start, blocks, panel);
     }
     let _ = isa;
     for (at, block) in blocks.enumerate() {
@@ -42,9 +44,9 @@ pub fn wide(isa: Isa, matrix: View<'_>, columns: Range<usize>, blocks: Range<usi
 
 /// As [`wide`], for types whose integers have four bits.
 pub fn narrow(isa: Isa, matrix: View<'_>, columns: Range<usize>, blocks: Range<usize>, panel: &mut NarrowPanel) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
     if isa != Isa::Portable && columns.len() == GROUP {
-        return x86::unpack_narrow(matrix, columns.start, blocks, panel);
+        return native::unpack_narrow(matrix, columns.start, blocks, panel);
     }
     let _ = isa;
     for (at, block) in blocks.enumerate() {
@@ -66,9 +68,9 @@ fn read_column(matrix: View<'_>, columns: &Range<usize>, column: usize, block: u
 
 /// Columns `columns` (at most [`GROUP`]) of rows `depth` into a panel; columns that are not there become zeros.
 pub fn floats(isa: Isa, matrix: View<'_>, columns: Range<usize>, depth: Range<usize>, panel: &mut FloatPanel) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
     if isa != Isa::Portable && columns.len() == GROUP {
-        return x86::unpack_floats(matrix, columns.start, depth, panel);
+        return native::unpack_floats(matrix, columns.start, depth, panel);
     }
     let _ = isa;
     for column in 0..GROUP {

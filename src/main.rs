@@ -143,7 +143,7 @@ struct BenchModel {
     /// Or the shape alone: the config.json of a checkpoint that need not be here; goes with --random
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Draw the weights of the shape at random: times and memory are a real checkpoint's, answers are nonsense
+    /// Draw the weights of the shape at random: times and memory are those of a real checkpoint of that type, answers are nonsense
     #[arg(long)]
     random: bool,
     #[command(flatten)]

@@ -170,7 +170,7 @@ fn open_device(device: Device) -> Result<Opened> {
         Device::Cpu => Ok(Opened::Cpu),
         Device::Auto => Ok(first_gpu().unwrap_or(Opened::Cpu)),
         Device::Cuda(number) => open_gpu("cuda", number, cuda_is_available(), Opened::new_cuda),
-        Device::Metal(number) => open_gpu("metal", number, metal_is_available(), Opened::new_metal),
+        Device::Metal(number) => open_gpu("metal", number, metal_is_available(), open_metal),
     }
 }
 
@@ -178,10 +178,15 @@ fn open_device(device: Device) -> Result<Opened> {
 fn first_gpu() -> Option<Opened> {
     let gpu = match (cuda_is_available(), metal_is_available()) {
         (true, _) => Opened::new_cuda(0),
-        (_, true) => Opened::new_metal(0),
+        (_, true) => open_metal(0),
         _ => return None,
     };
     gpu.inspect_err(|error| tracing::warn!("no GPU can be opened, the processor is used: {error}")).ok()
+}
+
+/// The library takes the number for an index into a list that may be shorter, or empty.
+fn open_metal(number: usize) -> candle_core::Result<Opened> {
+    std::panic::catch_unwind(|| Opened::new_metal(number)).unwrap_or_else(|_| candle_core::bail!("there is no such GPU"))
 }
 
 fn open_gpu(kind: &str, number: usize, built: bool, open: fn(usize) -> candle_core::Result<Opened>) -> Result<Opened> {

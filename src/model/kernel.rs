@@ -6,6 +6,9 @@
 //! 6-bit types ([`Wide`]), 8 bits for the 4-bit type ([`Narrow`]). Sums over a block are exact; scaled, they are added up
 //! as floats.
 //!
+//! Where there are but a few rows, as for a token, the panel would be written to be read once: they are summed up
+//! straight over the stored weights, eight columns at a time.
+//!
 //! The order in which an element is summed up depends on the matrix alone, never on how many rows or threads take part:
 //! a row gives the same bits alone, in a batch, or as a draft. What decides whether a draft is kept rests on this.
 
@@ -50,7 +53,7 @@ const FLOAT_DEPTH: usize = 256;
 /// Columns at a time where there are no more than [`FEW`] rows.
 const EIGHT: usize = 8;
 
-/// As many rows go without panels.
+/// Up to so many rows go without panels.
 const FEW: usize = 4;
 
 /// Multiplications worth a thread of their own.
@@ -84,9 +87,16 @@ impl Isa {
     pub fn detected() -> Self {
         static FOUND: OnceLock<Isa> = OnceLock::new();
         *FOUND.get_or_init(|| {
-            let asked = std::env::var("PALISADE_ISA").unwrap_or_default();
-            let asked = Self::all().find(|isa| isa.name() == asked);
-            asked.or(Self::all().next_back()).unwrap_or(Self::Portable)
+            let best = Self::all().next_back().unwrap_or(Self::Portable);
+            let Ok(asked) = std::env::var("PALISADE_ISA") else { return best };
+            Self::all().find(|isa| isa.name() == asked).unwrap_or_else(|| {
+                let here = Self::all().map(Self::name).collect::<Vec<_>>().join(", ");
+                tracing::warn!(
+                    "PALISADE_ISA is {asked:?}, which this processor does not have; must be one of {here}; using {}",
+                    best.name()
+                );
+                best
+            })
         })
     }
 
@@ -290,7 +300,7 @@ impl Out {
 }
 
 /// Weights as 16-bit integers: per block and pair of rows, sixteen columns of two values; and what an integer counts.
-#[repr(align(64))]
+#[repr(C, align(64))]
 struct WidePanel {
     values: [[[[i16; 2]; GROUP]; BLOCK / 2]; WIDE_BLOCKS],
     scales: [[f32; GROUP]; WIDE_BLOCKS],
@@ -304,7 +314,7 @@ impl WidePanel {
 
 /// Weights as unsigned 8-bit integers of at most four bits: per block and four rows, sixteen columns of four
 /// values; what an integer counts, and what is taken off each weight.
-#[repr(align(64))]
+#[repr(C, align(64))]
 struct NarrowPanel {
     values: [[[[u8; 4]; GROUP]; BLOCK / 4]; NARROW_BLOCKS],
     scales: [[f32; GROUP]; NARROW_BLOCKS],
@@ -322,7 +332,7 @@ impl NarrowPanel {
 }
 
 /// Weights as floats: rows of sixteen columns.
-#[repr(align(64))]
+#[repr(C, align(64))]
 struct FloatPanel([[f32; GROUP]; FLOAT_DEPTH]);
 
 impl FloatPanel {
@@ -410,7 +420,9 @@ mod tests {
     #[test]
     fn every_type_and_instruction_set_agrees_with_the_plain_product() {
         for ty in TYPES {
-            for (n, rows, cols) in [(1, 16, 32), (3, 33, 40), (9, 50, 600), (13, 97, 1152), (2, 5, 1), (7, 64, 1030)] {
+            for (n, rows, cols) in
+                [(1, 16, 32), (3, 33, 40), (9, 50, 600), (13, 97, 1152), (2, 5, 1), (7, 64, 1030), (2, 40, 1030), (4, 43, 1152)]
+            {
                 let (matrix, x) = (matrix(ty, rows, cols), numbers(n * cols, 3));
                 let expected = plain(&matrix, &rounded(&x, cols, ty));
                 for isa in Isa::all() {
@@ -431,11 +443,13 @@ mod tests {
             for isa in Isa::all() {
                 let mut together = vec![0.0; n * rows];
                 product_with(isa, matrix.view(), &x, &mut together, 2);
-                for (row, x) in x.chunks(cols).enumerate() {
-                    let mut alone = vec![0.0; rows];
-                    product_with(isa, matrix.view(), x, &mut alone, 1);
-                    let same = alone.iter().zip(&together[row * rows..]).all(|(a, b)| a.to_bits() == b.to_bits());
-                    assert!(same, "{ty:?} {isa:?}, row {row}");
+                for some in 1..=FEW + 1 {
+                    for (at, x) in x.chunks(some * cols).enumerate() {
+                        let mut apart = vec![0.0; x.len() / cols * rows];
+                        product_with(isa, matrix.view(), x, &mut apart, 1);
+                        let same = apart.iter().zip(&together[at * some * rows..]).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(same, "{ty:?} {isa:?}, {some} rows from {}", at * some);
+                    }
                 }
             }
         }
@@ -468,7 +482,7 @@ mod tests {
             let matrix = matrix(ty, 20, 64);
             for bad in [f32::NAN, f32::INFINITY] {
                 let mut x = numbers(128, 1);
-                x[70] = bad;
+                x[70..74].fill(bad);
                 for isa in Isa::all() {
                     let mut y = vec![0.0; 40];
                     product_with(isa, matrix.view(), &x, &mut y, 2);

@@ -9,26 +9,11 @@ use rayon::prelude::*;
 
 /// Whether the arithmetic of a device is ours, and not the library's: that of the processor.
 pub fn ours(device: &Device) -> bool {
-    device.is_cpu() && !elsewhere()
-}
-
-#[cfg(not(test))]
-const fn elsewhere() -> bool {
-    false
-}
-
-#[cfg(test)]
-fn elsewhere() -> bool {
-    tests::ELSEWHERE.get()
-}
-
-/// Runs `work` as if the processor were another device: what a GPU computes is tested where there is none.
-#[cfg(test)]
-pub fn as_elsewhere<T>(work: impl FnOnce() -> T) -> T {
-    tests::ELSEWHERE.set(true);
-    let done = work();
-    tests::ELSEWHERE.set(false);
-    done
+    #[cfg(test)]
+    let elsewhere = tests::ELSEWHERE.get();
+    #[cfg(not(test))]
+    let elsewhere = false;
+    device.is_cpu() && !elsewhere
 }
 
 /// Whether the functions here can work on `x`.
@@ -274,7 +259,7 @@ fn tanh(x: f32) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::cell::Cell;
@@ -283,6 +268,14 @@ mod tests {
 
     thread_local! {
         pub static ELSEWHERE: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Runs `work` as if the processor were another device: what a GPU computes is tested where there is none.
+    pub fn as_elsewhere<T>(work: impl FnOnce() -> T) -> T {
+        ELSEWHERE.set(true);
+        let done = work();
+        ELSEWHERE.set(false);
+        done
     }
 
     /// The largest difference, as a share of the larger value (or of 1e-6 near zero).

@@ -22,8 +22,13 @@ impl Case {
         for file in files.chain([goldens.join("tokenizer.json")]) {
             std::os::unix::fs::symlink(&file, folder.path().join(file.file_name().unwrap())).unwrap();
         }
-        let expected = std::fs::read(folder.path().join("expected.json")).unwrap();
-        Self { folder, expected: serde_json::from_slice(&expected).unwrap() }
+        let mut case = Self { folder, expected: serde_json::Value::Null };
+        case.expected = case.read("expected.json");
+        case
+    }
+
+    fn read(&self, file: &str) -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(self.folder.path().join(file)).unwrap()).unwrap()
     }
 
     fn load(&self, dtype: Dtype) -> PaliGemma {
@@ -57,7 +62,7 @@ fn most_apart(a: &[f32], b: &[f32]) -> f32 {
 fn the_way_of_other_devices_follows_the_reference() {
     for name in CASES {
         let case = Case::open(name);
-        ops::as_elsewhere(|| {
+        ops::tests::as_elsewhere(|| {
             assert!(!ops::ours(&candle_core::Device::Cpu));
             let model = case.load(Dtype::F32);
             let (image, ids) = (case.picture(), case.numbers::<u32>("generated_ids"));
@@ -87,7 +92,7 @@ fn the_way_of_other_devices_follows_the_reference() {
 #[test]
 fn other_devices_answer_several_questions_at_once() {
     let case = Case::open("pg2");
-    ops::as_elsewhere(|| {
+    ops::tests::as_elsewhere(|| {
         let model = case.load(Dtype::F32);
         let (image, limits) = (case.picture(), case.limits(12));
         let prompts = ["detect cat", "detect traffic light ; person", "detect dog ; car ; bus"];
@@ -99,12 +104,36 @@ fn other_devices_answer_several_questions_at_once() {
     });
 }
 
+/// Positions past 256, which 16 bits cannot tell apart: tables of them must stay in 32.
+#[test]
+fn other_devices_follow_the_reference_over_long_prompts() {
+    for name in CASES {
+        let case = Case { expected: Case::open(name).read("long.json"), ..Case::open(name) };
+        let ids = case.numbers::<u32>("generated_ids");
+        let ask = |dtype| {
+            ops::tests::as_elsewhere(|| {
+                let question = Question { image: &case.picture(), prompt: case.prompt(), draft: &[] };
+                case.load(dtype).session().generate(&question, &case.limits(ids.len())).unwrap()
+            })
+        };
+        let exact = ask(Dtype::F32);
+        assert!(exact.input_ids.len() > 300);
+        assert_eq!(exact.generated_ids, ids, "{name}");
+        let apart = most_apart(&exact.token_logprobs, &case.numbers("token_logprobs"));
+        assert!(apart < 1e-3, "{name}: {apart}");
+        for (dtype, bound) in [(Dtype::Bf16, 0.3), (Dtype::F16, 0.05)] {
+            let apart = most_apart(&ask(dtype).first_logits, &exact.first_logits);
+            assert!(apart < bound, "{name} as {dtype:?}: {apart}");
+        }
+    }
+}
+
 /// A GPU's own type: no reference to the token, but all of the way in 16 bits.
 #[test]
 fn other_devices_compute_in_half_precision() {
     let case = Case::open("pg2");
     for dtype in [Dtype::Bf16, Dtype::F16] {
-        let generation = ops::as_elsewhere(|| {
+        let generation = ops::tests::as_elsewhere(|| {
             let question = Question { image: &case.picture(), prompt: case.prompt(), draft: &[] };
             case.load(dtype).session().generate(&question, &case.limits(4)).unwrap()
         });

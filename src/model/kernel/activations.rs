@@ -119,7 +119,7 @@ fn round(x: &[f32], top: f32) -> ([i32; BLOCK], f32, i32) {
     let most = most.into_iter().fold(0.0, f32::max);
     let inverse = if most > 0.0 { top / most } else { 0.0 };
     let whole = padded.map(|x| (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32);
-    (whole, most / top + poison.into_iter().sum::<f32>(), whole.iter().sum())
+    (whole, most / top + poison.into_iter().sum::<f32>(), whole.iter().fold(0, |sum: i32, value| sum.wrapping_add(*value)))
 }
 
 impl Wide {

@@ -1,6 +1,6 @@
 //! The inner loops with NEON, which every 64-bit ARM processor has, and with dot products of bytes beside it.
 //!
-//! Functions without `unsafe` in their signature are only called where [`super::Isa::detected`] has found the
+//! Functions without `unsafe` in their signature are only called where [`super::Isa::is_here`] has found the
 //! instructions. Element for element they add up in the order of [`super::portable`].
 #![allow(unsafe_code)]
 
@@ -252,7 +252,7 @@ fn columns<T>(sixteen: &[T; GROUP], side: usize) -> &[T; SIDE] {
     if side == 0 { &sides[0] } else { &sides[1] }
 }
 
-/// One to four words, the last repeated.
+/// One to four words; what is beyond them is not used.
 #[target_feature(enable = "neon")]
 #[inline]
 fn words<T, const COUNT: usize>(values: &[T; COUNT]) -> int32x4_t {

@@ -8,11 +8,23 @@ use half::{bf16, f16};
 use crate::model::kernel::arm as native;
 #[cfg(target_arch = "x86_64")]
 use crate::model::kernel::x86 as native;
-use crate::model::kernel::{BLOCK, FloatPanel, GROUP, Isa, NarrowPanel, WidePanel};
+use crate::model::kernel::{BLOCK, FloatPanel, GROUP, Isa, NARROW_BLOCKS, NarrowPanel, PANELS, WIDE_BLOCKS, WidePanel};
 use crate::model::matrix::{Type, View};
 
 /// Blocks of 32 in a block of the k-types.
-const PER_SUPER: usize = 8;
+pub const PER_SUPER: usize = 8;
+
+// A panel begins with a block of the k-types and has room for all of its last one.
+const _: () = assert!(WIDE_BLOCKS == PER_SUPER && NARROW_BLOCKS.is_multiple_of(PER_SUPER));
+
+/// Bytes of a block.
+pub const Q8_0: usize = Type::Q8_0.block_bytes();
+
+/// As [`Q8_0`].
+pub const Q6K: usize = Type::Q6K.block_bytes();
+
+/// As [`Q8_0`].
+pub const Q4K: usize = Type::Q4K.block_bytes();
 
 /// Thirty-two weights: `weight = value * scale - min`.
 pub struct Block {
@@ -82,6 +94,12 @@ pub fn floats(isa: Isa, matrix: View<'_>, columns: Range<usize>, depth: Range<us
     }
 }
 
+/// From a panel's columns to those of the next pass, in bytes.
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+pub fn pass(matrix: &View<'_>) -> usize {
+    matrix.stride * GROUP * PANELS
+}
+
 /// One stored float; zero past the end.
 pub fn read_float(ty: Type, bytes: &[u8], at: usize) -> f32 {
     let size = ty.block_bytes();
@@ -106,7 +124,7 @@ pub fn read_block(ty: Type, row: &[u8], at: usize) -> Block {
     let mut values = [0; BLOCK];
     match ty {
         Type::Q6K => {
-            let bytes = &row[at / PER_SUPER * 210..][..210];
+            let bytes = &row[at / PER_SUPER * Q6K..][..Q6K];
             let (half, quarter) = (at % PER_SUPER / 4, at % 4);
             let (low, high) = (&bytes[half * 64 + quarter % 2 * 32..][..32], &bytes[128 + half * 32..][..32]);
             for (i, value) in values.iter_mut().enumerate() {
@@ -119,7 +137,7 @@ pub fn read_block(ty: Type, row: &[u8], at: usize) -> Block {
             Block { values, scale: read_f16(&bytes[208..]), min: 0.0 }
         }
         Type::Q4K => {
-            let bytes = &row[at / PER_SUPER * 144..][..144];
+            let bytes = &row[at / PER_SUPER * Q4K..][..Q4K];
             let sub = at % PER_SUPER;
             let (scale, min) = scale_and_min(&bytes[4..16], sub);
             for (value, byte) in values.iter_mut().zip(&bytes[16 + sub / 2 * 32..]) {
@@ -128,7 +146,7 @@ pub fn read_block(ty: Type, row: &[u8], at: usize) -> Block {
             Block { values, scale: read_f16(bytes) * f32::from(scale), min: read_f16(&bytes[2..]) * f32::from(min) }
         }
         _ => {
-            let bytes = &row[at * 34..][..34];
+            let bytes = &row[at * Q8_0..][..Q8_0];
             values.iter_mut().zip(&bytes[2..]).for_each(|(value, byte)| *value = i16::from(*byte as i8));
             Block { values, scale: read_f16(bytes), min: 0.0 }
         }

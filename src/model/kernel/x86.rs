@@ -1,6 +1,6 @@
 //! The inner loops with AVX2, with AVX-VNNI beside it, and with AVX-512.
 //!
-//! Functions without `unsafe` in their signature are only called where [`super::Isa::detected`] has found the
+//! Functions without `unsafe` in their signature are only called where [`super::Isa::is_here`] has found the
 //! instructions. Element for element they add up in the order of [`super::portable`].
 #![allow(unsafe_code)]
 

@@ -6,12 +6,10 @@
 use std::arch::aarch64::*;
 use std::array::from_fn;
 
-use super::unpack::{
-    FOUR, PER_SUPER, Q4K, Q6K, Q8_0, call_ahead, float_columns, halves, q4k_scales, q4k_values, q6k_scale, q6k_values, sixteen,
-};
+use super::unpack::{FOUR, call_ahead, float_columns, halves, q4k_scales, q4k_values, q6k_scale, q6k_values, sixteen};
 use super::{add_scaled, load, take_off};
 use crate::model::kernel::activations::{FloatTile, NarrowTile, WideTile};
-use crate::model::kernel::unpack::read_float;
+use crate::model::kernel::unpack::{PER_SUPER, Q4K, Q6K, Q8_0, read_float};
 use crate::model::kernel::{BLOCK, EIGHT, FLOAT_DEPTH, NARROW_BLOCKS, WIDE_BLOCKS};
 use crate::model::matrix::{Type, View};
 
@@ -191,8 +189,6 @@ fn q6k<const ROWS: usize>(weights: &Weights<'_>, tiles: &[WideTile<'_>], out: &m
     }
     store(sums, out, place);
 }
-
-const _: () = assert!(WIDE_BLOCKS == PER_SUPER, "a panel of q6k is one of its blocks");
 
 #[target_feature(enable = "neon")]
 fn floats_of<const ROWS: usize>(ty: Type, weights: &Weights<'_>, tiles: &[FloatTile<'_>], out: &mut [[f32; EIGHT]], place: usize) {

@@ -5,16 +5,9 @@ use std::arch::aarch64::*;
 use std::array::from_fn;
 use std::ops::Range;
 
-use crate::model::kernel::unpack::read_float;
-use crate::model::kernel::{FloatPanel, GROUP, NarrowPanel, PANELS, WidePanel};
+use crate::model::kernel::unpack::{PER_SUPER, Q4K, Q6K, Q8_0, pass, read_float};
+use crate::model::kernel::{FloatPanel, GROUP, NarrowPanel, WidePanel};
 use crate::model::matrix::{Type, View};
-
-/// Blocks of 32 in a block of the k-types.
-pub const PER_SUPER: usize = 8;
-
-pub const Q8_0: usize = Type::Q8_0.block_bytes();
-pub const Q6K: usize = Type::Q6K.block_bytes();
-pub const Q4K: usize = Type::Q4K.block_bytes();
 
 /// Rows turned over at a time.
 pub const FOUR: usize = 4;
@@ -28,11 +21,6 @@ pub fn call_ahead(bytes: &[u8], ahead: usize) {
         // SAFETY: a hint, which may be wrong.
         unsafe { std::arch::asm!("prfm pldl2keep, [{}]", in(reg) address, options(nostack, preserves_flags, readonly)) };
     }
-}
-
-/// From a panel's columns to those of the next pass, in bytes.
-fn pass(matrix: &View<'_>) -> usize {
-    matrix.stride * GROUP * PANELS
 }
 
 /// The rows of a panel's columns, four by four, each with its place.
@@ -130,8 +118,7 @@ fn unpack_q4k(rows: [&[u8]; FOUR], blocks: Range<usize>, panel: &mut NarrowPanel
             let values = four!(|row| q4k_values(bytes[row], pair));
             for (side, values) in [four!(|row| values[row][0]), four!(|row| values[row][1])].into_iter().enumerate() {
                 let sub = 2 * pair + side;
-                // Blocks past the end of the panel are not stored: there is no room for them.
-                let Some(target) = panel.values.get_mut(at + sub) else { return };
+                let target = &mut panel.values[at + sub];
                 store(scales[sub], &mut panel.scales[at + sub], place);
                 store(mins[sub], &mut panel.mins[at + sub], place);
                 store_words(transposed(four!(|row| vreinterpretq_s32_s8(values[row][0]))), target, place);

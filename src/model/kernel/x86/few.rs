@@ -6,9 +6,9 @@
 
 use std::arch::x86_64::*;
 
-use super::unpack::{PER_SUPER, Q4K, Q6K, Q8_0, call_ahead, eight_floats, eight_halves, q4k_scales, sixteen, thirty_two, transposed};
+use super::unpack::{call_ahead, eight_floats, eight_halves, q4k_scales, sixteen, thirty_two, transposed};
 use crate::model::kernel::activations::{FloatTile, NarrowTile, WideTile};
-use crate::model::kernel::unpack::read_float;
+use crate::model::kernel::unpack::{PER_SUPER, Q4K, Q6K, Q8_0, read_float};
 use crate::model::kernel::{EIGHT, FLOAT_DEPTH, NARROW_BLOCKS, WIDE_BLOCKS};
 use crate::model::matrix::{Type, View};
 
@@ -144,8 +144,6 @@ fn q6k<const ROWS: usize>(weights: &[&[u8]; EIGHT], ahead: usize, tiles: &[WideT
     }
     store(sums, out);
 }
-
-const _: () = assert!(WIDE_BLOCKS == PER_SUPER, "a panel of q6k is one of its blocks");
 
 /// Adds a block's 32 values of each of eight columns, in two halves, times each tile's.
 #[target_feature(enable = "avx2,fma")]

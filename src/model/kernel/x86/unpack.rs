@@ -4,16 +4,9 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::model::kernel::unpack::read_float;
-use crate::model::kernel::{FloatPanel, GROUP, NarrowPanel, PANELS, WidePanel};
+use crate::model::kernel::unpack::{PER_SUPER, Q4K, Q6K, Q8_0, pass, read_float};
+use crate::model::kernel::{FloatPanel, GROUP, NarrowPanel, WidePanel};
 use crate::model::matrix::{Type, View};
-
-/// Blocks of 32 in a block of the k-types.
-pub const PER_SUPER: usize = 8;
-
-pub const Q8_0: usize = Type::Q8_0.block_bytes();
-pub const Q6K: usize = Type::Q6K.block_bytes();
-pub const Q4K: usize = Type::Q4K.block_bytes();
 
 /// Asks the memory for what the next panels will need `ahead` bytes behind these: with few rows of activations memory sets
 /// the pace, and the processor's own foresight ends at each row.
@@ -23,11 +16,6 @@ pub fn call_ahead(bytes: &[u8], ahead: usize) {
         // SAFETY: a hint, which may be wrong.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(ahead + line).cast()) };
     }
-}
-
-/// From a panel's columns to those of the next pass, in bytes.
-fn pass(matrix: &View<'_>) -> usize {
-    matrix.stride * GROUP * PANELS
 }
 
 /// Sixteen columns from `column` on as 16-bit integers.
@@ -73,7 +61,6 @@ fn unpack_q6k(rows: &[&[u8]; GROUP], blocks: Range<usize>, panel: &mut WidePanel
             for half in 0..2 {
                 let bytes = std::array::from_fn(|row| bytes[8 * side + row]);
                 let target = &mut panel.values[block - start..];
-                // Blocks past the end of the matrix are not stored: there is no room for them.
                 q6k_quarter::<0>(bytes, half, side, target);
                 q6k_quarter::<1>(bytes, half, side, target);
                 q6k_quarter::<2>(bytes, half, side, target);
@@ -106,9 +93,7 @@ fn q6k_quarter<const QUARTER: usize>(rows: [&[u8; Q6K]; 8], half: usize, side: u
             let scale = row[192 + part * 8 + QUARTER * 2 + half] as i8;
             *values = _mm256_mullo_epi16(_mm256_cvtepi8_epi16(_mm_sub_epi8(value, middle)), _mm256_set1_epi16(i16::from(scale)));
         }
-        if let Some(block) = target.get_mut(part * 4 + QUARTER) {
-            store_wide(values, &mut block[8 * half..], side);
-        }
+        store_wide(values, &mut target[part * 4 + QUARTER][8 * half..], side);
     }
 }
 
@@ -140,8 +125,7 @@ fn unpack_q4k(rows: &[&[u8]; GROUP], blocks: Range<usize>, panel: &mut NarrowPan
                 let low = both.map(|both| _mm256_and_si256(both, nibbles));
                 let high = both.map(|both| _mm256_and_si256(_mm256_srli_epi16::<4>(both), nibbles));
                 for (sub, values) in [low, high].into_iter().enumerate() {
-                    let Some(target) = panel.values.get_mut(at + 2 * pair + sub) else { continue };
-                    for (target, fours) in target.iter_mut().zip(transposed(values)) {
+                    for (target, fours) in panel.values[at + 2 * pair + sub].iter_mut().zip(transposed(values)) {
                         // SAFETY: there are eight times four bytes.
                         unsafe { _mm256_storeu_si256(target[8 * side..8 * side + 8].as_mut_ptr().cast(), fours) };
                     }

@@ -172,11 +172,13 @@ impl Decoder {
     /// Adds rows (`[rows, hidden]`, segment after segment) to the caches and gives the logits after the wanted rows,
     /// `[wanted, vocabulary]`, as 32-bit floats on the processor.
     pub fn forward(&self, x: &Tensor, segments: &mut [Segment<'_>]) -> Result<Tensor> {
-        let (all, wanted) = (self.rows(segments, |segment| segment.rows)?, self.rows(segments, |segment| segment.wanted)?);
+        let all = self.rows(segments, |segment| segment.rows)?;
+        let fewer = segments.iter().any(|segment| segment.wanted < segment.rows);
+        let wanted = if fewer { Some(self.rows(segments, |segment| segment.wanted)?) } else { None };
         let mut x = x.clone();
         for (at, layer) in self.layers.iter().enumerate() {
             let last = at + 1 == self.layers.len();
-            x = layer.forward(&x, self, segments, at, (&all, if last { &wanted } else { &all }))?;
+            x = layer.forward(&x, self, segments, at, (&all, wanted.as_ref().filter(|_| last).unwrap_or(&all)))?;
         }
         for segment in segments {
             segment.cache.len += segment.rows;

@@ -121,7 +121,7 @@ fn other_devices_follow_the_reference_over_long_prompts() {
         assert_eq!(exact.generated_ids, ids, "{name}");
         let apart = most_apart(&exact.token_logprobs, &case.numbers("token_logprobs"));
         assert!(apart < 1e-3, "{name}: {apart}");
-        for (dtype, bound) in [(Dtype::Bf16, 0.3), (Dtype::F16, 0.05)] {
+        for (dtype, bound) in [(Dtype::Bf16, 0.3), (Dtype::F16, 0.2)] {
             let apart = most_apart(&ask(dtype).first_logits, &exact.first_logits);
             assert!(apart < bound, "{name} as {dtype:?}: {apart}");
         }

@@ -23,7 +23,7 @@ use crate::base::systemd;
 use crate::base::thread::{self, Thread};
 use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig};
 use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
-use crate::gate::Interval;
+use crate::gate::Gate;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
 use crate::mqtt::{self, Mqtt, Publisher};
 use crate::sink::snapshot::SnapshotSink;
@@ -225,11 +225,11 @@ fn start_source(
     shutdown: &Shutdown,
     metrics: &Metrics,
 ) -> Result<Source> {
-    let mut gate = Interval::new(camera.interval);
+    let mut gate = Gate::new(camera.interval, camera.motion.clone(), &camera.id, metrics);
     let prompt = Arc::new(camera.prompt.clone());
     let dropped = metrics.counter("frames_dropped", camera.id.as_str());
     let hooks = Hooks {
-        admit: Box::new(move |candidate| gate.admit(candidate.received)),
+        admit: Box::new(move |candidate, luma| gate.admit(candidate.received, luma)),
         deliver: Box::new(move |frame| {
             if putter.put(Job { frame, prompt: prompt.clone() }) != Put::Stored {
                 dropped.add();

@@ -112,12 +112,23 @@ pub struct CameraConfig {
     pub interval: Duration,
     /// Which frames are decoded.
     pub decode: Decode,
+    /// `Some`: a look only where something moved, or at the longest interval.
+    pub motion: Option<MotionConfig>,
     /// For RTSP and HTTP.
     pub username: Option<String>,
     /// For RTSP and HTTP.
     pub password: Option<SecretString>,
     /// A disabled camera is not opened.
     pub enabled: bool,
+}
+
+/// When a camera is looked at although nothing moves, and where motion does not count.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MotionConfig {
+    /// A look at least this often.
+    pub max_interval: Duration,
+    /// Polygons of at least three points, in shares of width and height.
+    pub mask: Vec<Vec<[f64; 2]>>,
 }
 
 /// Which frames of a stream are decoded.

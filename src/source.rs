@@ -19,7 +19,7 @@ use crate::base::metrics::Metrics;
 use crate::base::shutdown::Shutdown;
 use crate::base::thread::{self, Thread};
 use crate::config::CameraConfig;
-use crate::types::{CameraStatus, Frame, TimeSource};
+use crate::types::{CameraStatus, Frame, Luma, TimeSource};
 
 /// What is known of a decoded frame before it is converted.
 #[derive(Clone, Copy, Debug)]
@@ -37,13 +37,17 @@ pub struct Candidate {
 /// What a source calls. All are dropped when the source ends, whatever becomes of its pipeline. A panic in one is
 /// caught and ends the attempt, not the daemon.
 pub struct Hooks {
-    /// Called on the streaming thread for each decoded frame, before any conversion; `true`: convert and deliver it.
-    pub admit: Box<dyn FnMut(Candidate) -> bool + Send>,
+    /// Called on the streaming thread for each decoded frame, before any conversion; `true`: convert and deliver it. The
+    /// second argument computes the frame's brightness, `None` where its format is not known.
+    pub admit: Admit,
     /// Called on the streaming thread with each admitted frame; must not block.
     pub deliver: Box<dyn FnMut(Frame) + Send>,
     /// Called on the supervisor's thread at each change of state, once.
     pub status: Box<dyn FnMut(CameraStatus) + Send>,
 }
+
+/// Whether a frame is wanted.
+pub type Admit = Box<dyn FnMut(Candidate, &dyn Fn() -> Option<Luma>) -> bool + Send>;
 
 /// The supervisor's waits.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +80,7 @@ impl Default for Limits {
             healthy: Duration::from_secs(30),
             backoff_first: Duration::from_secs(1),
             backoff_most: Duration::from_secs(60),
-            refused: Duration::from_secs(30),
+            refused: Duration::from_secs(300),
             teardown: Duration::from_secs(10),
         }
     }

@@ -3,6 +3,7 @@
 mod camera;
 mod detection;
 mod frame;
+mod luma;
 mod min_score;
 mod model;
 mod prompt;
@@ -10,6 +11,7 @@ mod prompt;
 pub use camera::{CameraId, CameraState, CameraStatus};
 pub use detection::{Answer, Box01, Detection, Finish, PixelBox, Rejected};
 pub use frame::{Frame, Looked, TimeSource};
+pub use luma::{Luma, Plane};
 pub use min_score::MinScore;
 pub use model::{Device, Dtype, ModelSource};
 pub use prompt::{Prompt, slug};

@@ -68,7 +68,7 @@ fn every_key_of_the_contract_is_taken() {
         "[model]\npath = \"samples/demo-model\"\ndevice = \"auto\"\ndtype = \"auto\"\nmax_new_tokens = 100\nworkers = 1\nmax_batch = 8\nmin_score = 0.0\n\
          [model.min_scores]\ncat = 0.5\n\
          [[camera]]\nid = \"street\"\nuri = \"samples/street.mp4\"\nloop = true\nprompt = \"detect cat; dog; car\"\ninterval = 1.0\ndecode = \"auto\"\n\
-         motion = \"off\"\nmax_interval = 60.0\nusername = \"viewer\"\npassword_file = {secret:?}\nenabled = true\n\
+         motion = \"auto\"\nmax_interval = 60.0\nmask = [[[0.0, 0.0], [1, 0.0], [1.0, 0.1]]]\nusername = \"viewer\"\npassword_file = {secret:?}\nenabled = true\n\
          [output.snapshots]\ndir = \"out/s\"\nkeep = 1000\nkeep_days = 7\n[output.file]\npath = \"out/{{camera}}.mp4\"\n[output.rtsp]\nlisten = \"127.0.0.1:8554\"\n\
          [[output.custom]]\npipeline = \"videoconvert ! x264enc tune=zerolatency ! mpegtsmux ! udpsink host=127.0.0.1 port=5000\"\n\
          [mqtt]\nhost = \"127.0.0.1\"\nport = 1883\nusername = \"palisade\"\npassword_file = {secret:?}\ntopic_prefix = \"palisade\"\nqos = 1\ntls = false\n\

@@ -11,12 +11,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, unbounded};
 use image::{Rgb, RgbImage};
 
+use crate::support::daemon::repository;
 use crate::support::media::{clip, launch};
 use crate::support::rtsp::{BALL, RtspServer};
+use crate::support::truth::Truth;
 use palisade::base::metrics::Metrics;
 use palisade::base::shutdown::Shutdown;
-use palisade::config::{CameraConfig, Decode};
-use palisade::source::{self, Candidate, Hooks, Limits, Source};
+use palisade::config::{CameraConfig, Decode, MotionConfig};
+use palisade::gate::Gate;
+use palisade::source::{self, Admit, Candidate, Hooks, Limits, Source};
 use palisade::types::{CameraId, CameraState, CameraStatus, Frame, Prompt, TimeSource};
 
 /// Long enough for a loaded machine.
@@ -30,6 +33,7 @@ fn camera(uri: &str) -> CameraConfig {
         prompt: Prompt::new("detect cat").unwrap(),
         interval: Duration::from_secs(1),
         decode: Decode::All,
+        motion: None,
         username: None,
         password: None,
         enabled: true,
@@ -73,12 +77,22 @@ fn open(config: CameraConfig) -> Open {
     open_with(limits(), config, |_| true)
 }
 
-fn open_with(limits: Limits, config: CameraConfig, admit: impl FnMut(Candidate) -> bool + Send + 'static) -> Open {
+fn open_with(limits: Limits, config: CameraConfig, mut admit: impl FnMut(Candidate) -> bool + Send + 'static) -> Open {
+    open_gated(limits, config, Metrics::new(), Box::new(move |candidate, _| admit(candidate)))
+}
+
+/// Behind a gate of its own that counts motion.
+fn open_watched(config: CameraConfig) -> Open {
+    let metrics = Metrics::new();
+    let mut gate = Gate::new(config.interval, config.motion.clone(), &config.id, &metrics);
+    open_gated(limits(), config, metrics, Box::new(move |candidate, luma| gate.admit(candidate.received, luma)))
+}
+
+fn open_gated(limits: Limits, config: CameraConfig, metrics: Metrics, admit: Admit) -> Open {
     let (frame, frames) = unbounded();
     let (status, statuses) = unbounded();
-    let hooks =
-        Hooks { admit: Box::new(admit), deliver: Box::new(move |f| drop(frame.send(f))), status: Box::new(move |s| drop(status.send(s))) };
-    let (metrics, stop) = (Metrics::new(), StopOnDrop(Shutdown::new()));
+    let hooks = Hooks { admit, deliver: Box::new(move |f| drop(frame.send(f))), status: Box::new(move |s| drop(status.send(s))) };
+    let stop = StopOnDrop(Shutdown::new());
     let source = source::start_with(limits, config, hooks, &metrics, stop.0.clone()).unwrap();
     Open { frames, statuses, metrics, stop, source }
 }
@@ -174,6 +188,53 @@ fn only_admitted_frames_are_converted() {
     let open = open_with(limits(), file(&clip(dir.path(), "a.mp4", 20, 20, 20)), every_fifth);
     assert_eq!(open.all_frames().len(), 4);
     assert_eq!((open.count("frames_in"), open.count("frames_sampled")), (20, 4));
+}
+
+fn with_motion(path: &Path, interval: f64) -> CameraConfig {
+    let motion = MotionConfig { max_interval: Duration::from_secs(3600), mask: Vec::new() };
+    CameraConfig { interval: Duration::from_secs_f64(interval), motion: Some(motion), ..file(path) }
+}
+
+#[test]
+fn every_objects_entry_into_the_street_is_looked_at() {
+    let open = open_watched(with_motion(&repository("samples/street.mp4"), 0.5));
+    let looks: Vec<f64> = open.all_frames().iter().map(|frame| frame.position.unwrap().as_secs_f64()).collect();
+    for (label, entry) in Truth::entries() {
+        let seen = looks.iter().find(|&&look| look >= entry).unwrap_or_else(|| panic!("{label} at {entry} s is never looked at"));
+        assert!(seen - entry <= 1.0, "{label} enters at {entry} s, looked at {seen} s");
+    }
+    assert!(open.count("motion_seen") > 0 && open.count("motion_checks") >= 90, "{:?}", open.metrics.counts());
+}
+
+/// In the way of a camera at night: a picture that stands still under noise, compressed, with keyframes that flicker.
+#[test]
+fn noise_is_not_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("noise.mp4");
+    let picture = repository("samples/annotated.jpg");
+    let made = Command::new("ffmpeg")
+        .args(["-v", "error", "-loop", "1", "-framerate", "10", "-t", "12", "-i"])
+        .arg(&picture)
+        .args([
+            "-vf",
+            "scale=640:360,noise=alls=24:allf=t,format=yuv420p",
+            "-c:v",
+            "libx264",
+            "-preset",
+            "ultrafast",
+            "-g",
+            "20",
+            "-b:v",
+            "600k",
+        ])
+        .arg(&path)
+        .status();
+    assert!(made.unwrap().success());
+    let open = open_watched(with_motion(&path, 0.5));
+    let looks: Vec<f64> = open.all_frames().iter().map(|frame| frame.position.unwrap().as_secs_f64()).collect();
+    // The first picture is new, and is looked at once more when it has settled.
+    assert!(looks.len() == 2 && looks[1] < 4.0, "{looks:?} {:?}", open.metrics.counts());
+    assert!(open.count("motion_checks") >= 30 && open.count("frames_gated") >= 2, "{:?}", open.metrics.counts());
 }
 
 #[test]

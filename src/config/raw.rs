@@ -13,7 +13,7 @@ use crate::config::scores;
 use crate::config::uri::{self, Located};
 use crate::config::{
     CameraConfig, Checks, Config, CustomConfig, Decode, Device, Dtype, FileConfig, LogConfig, LogFormat, ModelConfig, ModelSource,
-    MqttConfig, OutputConfig, RtspConfig, SnapshotConfig, TlsConfig,
+    MotionConfig, MqttConfig, OutputConfig, RtspConfig, SnapshotConfig, TlsConfig,
 };
 use crate::types::{CameraId, Prompt};
 
@@ -148,14 +148,7 @@ fn camera(mut section: Section<'_, '_>, known: &mut Known, outside: &Outside<'_>
     let location = location(&mut section);
     let prompt = prompt(&mut section);
     let interval = Duration::from_secs_f64(section.number("interval", 0.01..=DAY, 1.0));
-    section.number("max_interval", 0.1..=DAY, 60.0);
-    if let Some(motion) = section.text("motion") {
-        match motion.value.as_str() {
-            "off" => {}
-            "auto" => section.fault("motion", motion.offset, "is \"auto\"; this version has no motion gate yet, must be \"off\""),
-            other => section.fault("motion", motion.offset, &format!("is {other:?}; must be \"off\"")),
-        }
-    }
+    let motion = motion(&mut section, interval);
     let decode = section.choice("decode", &[("auto", Decode::Auto), ("keyframes", Decode::Keyframes), ("all", Decode::All)], Decode::Auto);
     let looped = section.flag("loop", false);
     let enabled = section.flag("enabled", true).value;
@@ -183,10 +176,22 @@ fn camera(mut section: Section<'_, '_>, known: &mut Known, outside: &Outside<'_>
         prompt: prompt?,
         interval,
         decode,
+        motion,
         username: username.or(uri_user),
         password: password.or(uri_password),
         enabled,
     })
+}
+
+fn motion(section: &mut Section<'_, '_>, interval: Duration) -> Option<MotionConfig> {
+    let shortest = interval.as_secs_f64();
+    let longest = section.number("max_interval", 0.1..=DAY, shortest.max(60.0));
+    let mask = section.polygons("mask");
+    let wanted = section.choice("motion", &[("off", false), ("auto", true)], false);
+    if wanted && longest < shortest {
+        section.fault("max_interval", section.offset_of("max_interval"), &format!("is {longest}; must be at least interval, {shortest}"));
+    }
+    wanted.then(|| MotionConfig { max_interval: Duration::from_secs_f64(longest), mask })
 }
 
 fn camera_id(section: &mut Section<'_, '_>, ids: &mut BTreeSet<CameraId>) -> Option<CameraId> {

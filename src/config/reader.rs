@@ -113,6 +113,12 @@ impl<'d, 'a> Section<'d, 'a> {
         self.table.is_some_and(|table| table.iter().any(|(name, _)| name.get_ref().as_ref() == key))
     }
 
+    /// Where a key's value stands; where the table begins if it is not written.
+    pub(super) fn offset_of(&self, key: &str) -> usize {
+        let found = self.table.and_then(|table| table.iter().find(|(name, _)| name.get_ref().as_ref() == key));
+        found.map_or(self.offset, |(_, value)| value.span().start)
+    }
+
     /// Whether the table is written in the file.
     pub(super) fn exists(&self) -> bool {
         self.table.is_some()
@@ -188,6 +194,35 @@ impl<'d, 'a> Section<'d, 'a> {
         }
         self.fault(key, offset, &format!("is {number}; must be in {}..={}", range.start(), range.end()));
         None
+    }
+
+    /// A list of polygons, each a list of at least three points `[x, y]` in 0..=1; those that are wrong are left out.
+    pub(super) fn polygons(&mut self, key: &'static str) -> Vec<Vec<[f64; 2]>> {
+        let Some((value, offset)) = self.value(key) else { return Vec::new() };
+        let right = "a list of polygons, each of three points or more, such as [[[0.0, 0.0], [0.5, 0.0], [0.0, 0.3]]]";
+        let Some(polygons) = value.as_array() else {
+            self.wrong_type(key, offset, value, right);
+            return Vec::new();
+        };
+        let share = |value: &Spanned<DeValue<'_>>| {
+            let value = value.get_ref();
+            let digits = value.as_float().map(|float| float.as_str()).or_else(|| value.as_integer().map(|integer| integer.as_str()));
+            digits?.parse::<f64>().ok().filter(|number| (0.0..=1.0).contains(number))
+        };
+        let point = |value: &Spanned<DeValue<'_>>| match value.get_ref().as_array()?.iter().as_slice() {
+            [x, y] => Some([share(x)?, share(y)?]),
+            _ => None,
+        };
+        let polygon = |(index, value): (usize, &Spanned<DeValue<'_>>)| {
+            let points: Option<Vec<[f64; 2]>> = value.get_ref().as_array().and_then(|points| points.iter().map(point).collect());
+            let polygon = points.filter(|points| points.len() >= 3);
+            if polygon.is_none() {
+                let message = "is no polygon; must be three points [x, y] or more, in shares 0..=1 of the picture";
+                self.fault(&format!("{key}[{index}]"), value.span().start, message);
+            }
+            polygon
+        };
+        polygons.iter().enumerate().filter_map(polygon).collect()
     }
 
     pub(super) fn integer(&mut self, key: &'static str, range: RangeInclusive<u64>, default: u64) -> u64 {

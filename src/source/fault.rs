@@ -145,6 +145,7 @@ mod tests {
             prompt: Prompt::new("detect cat").unwrap(),
             interval: Duration::from_secs(1),
             decode: Decode::All,
+            motion: None,
             username: Some("viewer".into()),
             password: Some("s3cr3t".to_owned().into()),
             enabled: true,

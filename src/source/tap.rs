@@ -15,8 +15,8 @@ use image::RgbImage;
 use crate::base::clock::Utc;
 use crate::base::metrics::Counter;
 use crate::source::watch::Pulse;
-use crate::source::{Candidate, Hooks};
-use crate::types::{CameraId, CameraState, CameraStatus, Frame, TimeSource};
+use crate::source::{Admit, Candidate, Hooks};
+use crate::types::{CameraId, CameraState, CameraStatus, Frame, Luma, Plane, TimeSource};
 
 /// Seconds from the NTP epoch (1900) to the Unix epoch.
 const NTP_TO_UNIX: u64 = 2_208_988_800;
@@ -26,7 +26,7 @@ const NTP_TRUST: i64 = 24 * 3600 * 1000;
 
 /// The two hooks a streaming thread calls; taken out when the source ends.
 pub struct Outlets {
-    admit: Box<dyn FnMut(Candidate) -> bool + Send>,
+    admit: Admit,
     deliver: Box<dyn FnMut(Frame) + Send>,
 }
 
@@ -158,7 +158,7 @@ impl Tap {
         self.frames.fetch_add(1, Ordering::AcqRel);
         self.counters.frames_in.add();
         let candidate = self.candidate(pad, buffer);
-        let admitted = self.guarded(|outlets| (outlets.admit)(candidate)).unwrap_or(false);
+        let admitted = self.guarded(|outlets| (outlets.admit)(candidate, &|| luma(pad, buffer))).unwrap_or(false);
         if admitted {
             self.counters.frames_sampled.add();
             *self.admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(candidate);
@@ -215,6 +215,27 @@ fn ntp_time(buffer: &gstreamer::BufferRef) -> Option<Utc> {
     let meta = buffer.iter_meta::<gstreamer::ReferenceTimestampMeta>().find(|meta| is_ntp(meta.reference()))?;
     let millis = meta.timestamp().mseconds().checked_sub(NTP_TO_UNIX * 1000)?;
     i64::try_from(millis).ok().map(Utc::from_millis)
+}
+
+/// The brightness of a decoded frame: its luma, or what comes first where it has colours only.
+fn luma(pad: &gstreamer::Pad, buffer: &gstreamer::BufferRef) -> Option<Luma> {
+    let info = gstreamer_video::VideoInfo::from_caps(pad.current_caps()?.as_ref()).ok()?;
+    let format = info.format_info();
+    let bits = format.depth().first()? + format.shift().first()?;
+    if bits > 8 && !format.flags().contains(gstreamer_video::VideoFormatFlags::LE) {
+        return None;
+    }
+    let plane = *format.plane().first()?;
+    let frame = gstreamer_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info).ok()?;
+    Luma::of(Plane {
+        bytes: frame.plane_data(plane).ok()?,
+        stride: usize::try_from(*frame.plane_stride().get(plane as usize)?).ok()?,
+        width: info.width() as usize,
+        height: info.height() as usize,
+        step: usize::try_from(*format.pixel_stride().first()?).ok()?,
+        offset: usize::try_from(*format.poffset().first()?).ok()?,
+        bits,
+    })
 }
 
 /// The pixels of an RGB sample. Rows are copied one by one: they are padded to four bytes, or to what the decoder likes.

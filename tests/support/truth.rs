@@ -31,6 +31,15 @@ impl Truth {
         Self { fps: truth["fps"].as_f64().unwrap(), frames: frames.collect() }
     }
 
+    /// Label and time of each object's first appearance on the clip.
+    pub fn entries() -> Vec<(String, f64)> {
+        let text = std::fs::read_to_string(repository("samples/street.truth.json")).unwrap();
+        let truth: Value = serde_json::from_str(&text).unwrap();
+        let fps = truth["fps"].as_f64().unwrap();
+        let entry = |visit: &Value| (visit["label"].as_str().unwrap().to_owned(), visit["first_frame"].as_f64().unwrap() / fps);
+        truth["visits"].as_array().unwrap().iter().map(entry).collect()
+    }
+
     /// The objects on the frame at `seconds`.
     pub fn at(&self, seconds: f64) -> &[Object] {
         let index = (seconds * self.fps).round().max(0.0) as usize;

@@ -63,6 +63,29 @@ fn broken_toml_is_told_once_and_hides_no_other_fault() {
 }
 
 #[test]
+fn motion_has_a_longest_interval_and_a_mask() {
+    let camera = |keys: &str| format!("[model]\nid = \"a/b\"\n[[camera]]\nid = \"a\"\nuri = \"rtsp://c/1\"\nprompt = \"detect x\"\n{keys}");
+    let motion = |keys: &str| read(&camera(keys)).unwrap().cameras.remove(0).motion;
+    assert_eq!(motion("max_interval = 5\nmask = [[[0, 0], [1, 0], [1, 1]]]"), None);
+    let of = |seconds: f64, mask: Vec<Vec<[f64; 2]>>| Some(MotionConfig { max_interval: Duration::from_secs_f64(seconds), mask });
+    assert_eq!(motion("motion = \"auto\""), of(60.0, vec![]));
+    assert_eq!(motion("motion = \"auto\"\ninterval = 90"), of(90.0, vec![]));
+    let triangle = vec![vec![[0.0, 0.0], [0.5, 0.0], [1.0, 1.0]]];
+    assert_eq!(motion("motion = \"auto\"\nmax_interval = 5\nmask = [[[0, 0], [0.5, 0], [1, 1.0]]]"), of(5.0, triangle));
+    let wrong = "motion = \"on\"\nmask = [[[0, 0], [1, 0]], 7, [[0, 0], [1, 0], [1, 1.5]], [[0, 0], [1, 0], [1]]]\n";
+    let no_polygon = |at: usize| {
+        format!("line 8: camera[0].mask[{at}] is no polygon; must be three points [x, y] or more, in shares 0..=1 of the picture")
+    };
+    let mut expected = vec!["line 7: camera[0].motion is \"on\"; must be one of off, auto".to_owned()];
+    expected.extend((0..4).map(no_polygon));
+    assert_eq!(faults(&camera(wrong)), expected);
+    assert_eq!(
+        faults(&camera("interval = 10\nmotion = \"auto\"\nmax_interval = 5")),
+        ["line 9: camera[0].max_interval is 5; must be at least interval, 10"]
+    );
+}
+
+#[test]
 fn exclusive_keys_are_refused_together() {
     let found = faults(
         "[model]\nid = \"a/b\"\npath = \"c\"\n[[camera]]\nid = \"a\"\nuri = \"rtsp://c/1\"\nprompt = \"detect x\"\nlabels = [\"y\"]\n",

@@ -14,8 +14,11 @@ const FOLLOW_MOVING: f32 = 60.0;
 /// Time in which a cell's noise is learnt; leaves that flutter become noise.
 const LEARN_NOISE: f32 = 30.0;
 
+/// The first pictures teach more: nothing is known of the noise yet.
+const FIRST: f32 = 20.0;
+
 /// Differences of brightness that are nothing in any case, as compression makes them.
-const FLOOR: f32 = 6.0;
+const FLOOR: f32 = 8.0;
 
 /// So many times its own mean noise, and the picture's, a cell must differ by.
 const ABOVE_NOISE: f32 = 5.0;
@@ -23,14 +26,15 @@ const ABOVE_NOISE: f32 = 5.0;
 /// More than this is not believed to be noise: else a busy street would hide its own cars, and another scene itself.
 const MOST_NOISE: f32 = 8.0;
 
-/// Moving cells that are something, each with two moving neighbours at least.
+/// Moving cells that are something, each with two moving neighbours at least: so many, and this share of all.
 const LEAST_CELLS: usize = 4;
+const LEAST_SHARE: f32 = 0.0005;
 
 /// A share of moving cells above which the camera itself has moved: the background is learnt anew.
 const OTHER_SCENE: f32 = 0.4;
 
-/// Added to brightness before it is compared in proportion: dark cells have noise and no proportion.
-const DARK: f32 = 16.0;
+/// Between the dark and the bright half of a picture: below it a change of light is the same for all.
+const LEAST_CONTRAST: f32 = 10.0;
 
 /// Parts of the picture that are not looked at: polygons of at least three points, in shares of width and height.
 pub type Mask = Vec<Vec<[f64; 2]>>;
@@ -50,6 +54,8 @@ struct Background {
     mean: Vec<f32>,
     /// Mean distance from the mean.
     noise: Vec<f32>,
+    /// Pictures it was learnt from.
+    pictures: f32,
     at: Instant,
 }
 
@@ -80,7 +86,7 @@ impl Motion {
         let masked = |[x, y]: [f64; 2]| self.mask.iter().any(|polygon| inside(polygon, [x / width as f64, y / height as f64]));
         let open = (0..width * height).filter(|&cell| !masked(centre(cell))).collect();
         let noise = vec![FLOOR / ABOVE_NOISE; luma.cells().len()];
-        self.background = Some(Background { shape: luma.shape(), open, mean: luma.cells().to_vec(), noise, at });
+        self.background = Some(Background { shape: luma.shape(), open, mean: luma.cells().to_vec(), noise, pictures: 1.0, at });
         Verdict { score: 1.0, moves: true }
     }
 }
@@ -90,8 +96,8 @@ impl Background {
     fn step(&mut self, cells: &[f32], at: Instant) -> Option<Verdict> {
         let passed = at.saturating_duration_since(self.at).as_secs_f32();
         self.at = at;
-        let light = self.light(cells);
-        self.mean.iter_mut().for_each(|mean| *mean = (*mean + DARK) * light - DARK);
+        let [gain, offset] = self.light(cells);
+        self.mean.iter_mut().for_each(|mean| *mean = gain * *mean + offset);
         let apart: Vec<f32> = cells.iter().zip(&self.mean).map(|(value, mean)| (value - mean).abs()).collect();
         // No object fills half of the cells, so the one in the middle tells this picture's noise: a camera's at night, or
         // what a change of light leaves.
@@ -106,19 +112,34 @@ impl Background {
             return None;
         }
         let share = |time: f32| 1.0 - (-passed / time).exp();
-        let (still, moving, learn) = (share(FOLLOW_STILL), share(FOLLOW_MOVING), share(LEARN_NOISE));
+        let first = if self.pictures < FIRST { 1.0 / (self.pictures + 3.0) } else { 0.0 };
+        self.pictures += 1.0;
+        let (still, moving, learn) = (share(FOLLOW_STILL), share(FOLLOW_MOVING), share(LEARN_NOISE).max(first));
         for (((mean, noise), &value), moves) in self.mean.iter_mut().zip(&mut self.noise).zip(cells).zip(moves) {
             let apart = value - *mean;
             *noise += learn * (apart.abs().min(MOST_NOISE) - *noise);
             *mean += if moves { moving } else { still } * apart;
         }
-        Some(Verdict { score, moves: count >= LEAST_CELLS })
+        Some(Verdict { score, moves: count >= LEAST_CELLS && score >= LEAST_SHARE })
     }
 
-    /// By how much all is brighter than the background, in proportion.
-    fn light(&self, cells: &[f32]) -> f32 {
-        let ratio = |&cell: &usize| (cells[cell] + DARK) / (self.mean[cell] + DARK).max(1.0);
-        median(self.open.iter().map(ratio)).unwrap_or(1.0)
+    /// Factor and summand by which the background becomes this picture's light: fitted to the middle of the dark and to
+    /// that of the bright half of the cells, which no object moves that does not fill half of them.
+    fn light(&self, cells: &[f32]) -> [f32; 2] {
+        let Some(middle) = median(self.open.iter().map(|&cell| self.mean[cell])) else { return [1.0, 0.0] };
+        let half = |bright: bool, of: &[f32]| {
+            let half = self.open.iter().filter(|&&cell| (self.mean[cell] > middle) == bright);
+            median(half.map(|&cell| of[cell]))
+        };
+        let [dark, bright] = [false, true].map(|bright| half(bright, &self.mean).zip(half(bright, cells)));
+        match (dark, bright) {
+            (Some((from, to)), Some((bright_from, bright_to))) if bright_from - from > LEAST_CONTRAST => {
+                let gain = ((bright_to - to) / (bright_from - from)).clamp(0.1, 10.0);
+                [gain, 0.5 * (to + bright_to - gain * (from + bright_from))]
+            }
+            (Some((from, to)), _) => [1.0, to - from],
+            _ => [1.0, 0.0],
+        }
     }
 
     fn neighbours(&self, moves: &[bool], cell: usize) -> usize {
@@ -168,13 +189,14 @@ mod tests {
     const WIDTH: usize = 320;
     const HEIGHT: usize = 180;
 
-    /// A scene of 320×180 with noise, in this light, and a block of this brightness at a place.
-    fn picture(noise: &mut Noise, light: f32, block: Option<(usize, usize, f32)>) -> Luma {
+    /// A scene of 320×180 with noise, in this light (factor and summand), and a block of this brightness at a place.
+    fn picture(noise: &mut Noise, [gain, offset]: [f32; 2], block: Option<(usize, usize, f32)>) -> Luma {
         let scene = |x: usize, y: usize| {
             let object = block.filter(|(left, top, _)| (*left..left + 24).contains(&x) && (*top..top + 24).contains(&y));
             object.map_or(40.0 + ((x / 40 + y / 30) % 4) as f32 * 45.0, |(_, _, brightness)| brightness)
         };
-        let pixels = (0..WIDTH * HEIGHT).map(|at| (scene(at % WIDTH, at / WIDTH) * light + noise.next()).round().clamp(0.0, 255.0) as u8);
+        let pixels =
+            (0..WIDTH * HEIGHT).map(|at| (scene(at % WIDTH, at / WIDTH) * gain + offset + noise.next()).round().clamp(0.0, 255.0) as u8);
         let bytes: Vec<u8> = pixels.collect();
         Luma::of(Plane { bytes: &bytes, stride: WIDTH, width: WIDTH, height: HEIGHT, step: 1, offset: 0, bits: 8 }).unwrap()
     }
@@ -191,10 +213,11 @@ mod tests {
             let mut noise = Noise(deviation as u64, deviation);
             // Dusk, a lamp switched on and off, and flicker.
             let light = |at: usize| match at {
-                0..200 => 1.0 - at as f32 / 400.0,
-                200..250 => 0.9,
-                250..300 => 0.5,
-                _ => 0.7 + (at % 3) as f32 * 0.1,
+                0..200 => [1.0 - at as f32 / 400.0, 0.0],
+                200..250 => [0.9, 0.0],
+                250..300 => [0.5, 40.0],
+                300..350 => [1.0, 25.0 * (at as f32 * 0.25).sin()],
+                _ => [0.7 + (at % 3) as f32 * 0.1, 10.0],
             };
             let pictures: Vec<Luma> = (0..400).map(|at| picture(&mut noise, light(at), None)).collect();
             assert_eq!(moving(&mut Motion::default(), Instant::now(), pictures), [0], "noise of {deviation}");
@@ -210,7 +233,7 @@ mod tests {
             40..100 => Some((20 + (at - 40) * 3, 60, 230.0)),
             _ => Some((200, 60, 230.0)),
         };
-        let pictures: Vec<Luma> = (0..1400).map(|at| picture(&mut noise, 1.0, place(at))).collect();
+        let pictures: Vec<Luma> = (0..1400).map(|at| picture(&mut noise, [1.0, 0.0], place(at))).collect();
         let seen = moving(&mut motion, start, pictures);
         assert!((40..100).all(|at| seen.contains(&at)), "{seen:?}");
         assert_eq!(seen.iter().filter(|&&at| (1..40).contains(&at)).count(), 0, "{seen:?}");
@@ -224,12 +247,12 @@ mod tests {
         let left_half = vec![vec![[0.0, 0.0], [0.5, 0.0], [0.5, 1.0], [0.0, 1.0]]];
         let mut motion = Motion::new(left_half);
         let place = |at: usize| (at > 10).then_some((10 + at * 6, 60, 250.0));
-        let pictures: Vec<Luma> = (0..40).map(|at| picture(&mut noise, 1.0, place(at))).collect();
+        let pictures: Vec<Luma> = (0..40).map(|at| picture(&mut noise, [1.0, 0.0], place(at))).collect();
         let seen = moving(&mut motion, Instant::now(), pictures);
         // Its right edge, at 34 + 6 a step, passes 160 after 21 steps.
         assert!(seen[0] == 0 && seen[1] >= 21 && seen[1] <= 24, "{seen:?}");
         let all = vec![vec![[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]];
-        let pictures: Vec<Luma> = (0..20).map(|at| picture(&mut noise, 1.0, place(at))).collect();
+        let pictures: Vec<Luma> = (0..20).map(|at| picture(&mut noise, [1.0, 0.0], place(at))).collect();
         assert_eq!(moving(&mut Motion::new(all), Instant::now(), pictures), [0]);
     }
 

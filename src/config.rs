@@ -122,13 +122,16 @@ pub struct CameraConfig {
     pub enabled: bool,
 }
 
+/// Parts of a picture that are left out: polygons of at least three points `[x, y]`, in shares of width and height.
+pub type Mask = Vec<Vec<[f64; 2]>>;
+
 /// When a camera is looked at although nothing moves, and where motion does not count.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MotionConfig {
     /// A look at least this often.
     pub max_interval: Duration,
-    /// Polygons of at least three points, in shares of width and height.
-    pub mask: Vec<Vec<[f64; 2]>>,
+    /// Where motion does not count.
+    pub mask: Mask,
 }
 
 /// Which frames of a stream are decoded.

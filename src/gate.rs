@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use crate::base::metrics::{Counter, Metrics};
 use crate::config::MotionConfig;
 use crate::types::{CameraId, Luma};
-
-pub use motion::{Mask, Motion, Verdict};
+use motion::{Motion, Verdict};
 
 /// Motion is looked for so often, or at each look where those are closer together.
 const CHECK: Duration = Duration::from_millis(250);
@@ -30,7 +29,7 @@ impl Gate {
     ///
     /// Counts, with the camera's id: `motion_checks` (pictures in which motion was looked for), `motion_seen` (those in
     /// which there was some), `motion_score` (the moving cells of all of them, in thousandths of the picture), and
-    /// `frames_gated` (looks that were due and not taken, for nothing had moved).
+    /// `frames_gated` (how often a look that was due had to wait, for nothing had moved).
     pub fn new(every: Duration, motion: Option<MotionConfig>, camera: &CameraId, metrics: &Metrics) -> Self {
         let watch = motion.map(|config| Watch {
             every: CHECK.min(every),
@@ -50,14 +49,7 @@ impl Gate {
     pub fn admit(&mut self, now: Instant, luma: impl FnOnce() -> Option<Luma>) -> bool {
         let Some(watch) = &mut self.watch else { return self.interval.admit(now) };
         watch.check(now, luma);
-        if !self.interval.is_due(now) {
-            return false;
-        }
-        let admitted = watch.take(now);
-        if admitted {
-            self.interval.admit(now);
-        }
-        admitted
+        self.interval.is_due(now) && watch.take(now) && self.interval.admit(now)
     }
 }
 
@@ -73,7 +65,7 @@ struct Watch {
     moved: Option<Instant>,
     /// Something has moved since the last look.
     wanted: bool,
-    /// The look that is due has been counted as not taken.
+    /// The look that is due has been counted as waiting.
     gated: bool,
     counters: Counters,
 }
@@ -164,6 +156,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::config::Mask;
     use crate::types::Plane;
 
     fn admitted(every_ms: u64, frames_ms: impl Iterator<Item = u64>) -> Vec<u64> {

@@ -110,13 +110,16 @@ impl<'d, 'a> Section<'d, 'a> {
 
     /// Whether the key is written in the file.
     pub(super) fn holds(&self, key: &str) -> bool {
-        self.table.is_some_and(|table| table.iter().any(|(name, _)| name.get_ref().as_ref() == key))
+        self.written(key).is_some()
     }
 
-    /// Where a key's value stands; where the table begins if it is not written.
+    /// Where a key stands; where the table begins if it is not written.
     pub(super) fn offset_of(&self, key: &str) -> usize {
-        let found = self.table.and_then(|table| table.iter().find(|(name, _)| name.get_ref().as_ref() == key));
-        found.map_or(self.offset, |(_, value)| value.span().start)
+        self.written(key).map_or(self.offset, |(name, _)| name.span().start)
+    }
+
+    fn written(&self, key: &str) -> Option<(&'d Spanned<DeString<'a>>, &'d Spanned<DeValue<'a>>)> {
+        self.table?.iter().find(|(name, _)| name.get_ref().as_ref() == key)
     }
 
     /// Whether the table is written in the file.
@@ -126,7 +129,7 @@ impl<'d, 'a> Section<'d, 'a> {
 
     fn value(&mut self, key: &'static str) -> Option<(&'d DeValue<'a>, usize)> {
         self.known.insert(key);
-        let (at, value) = self.table?.iter().find(|(name, _)| name.get_ref().as_ref() == key)?;
+        let (at, value) = self.written(key)?;
         Some((value.get_ref(), at.span().start))
     }
 
@@ -184,8 +187,7 @@ impl<'d, 'a> Section<'d, 'a> {
     }
 
     fn number_in(&self, key: &str, offset: usize, value: &DeValue<'_>, range: &RangeInclusive<f64>) -> Option<f64> {
-        let digits = value.as_float().map(|float| float.as_str()).or_else(|| value.as_integer().map(|integer| integer.as_str()));
-        let Some(number) = digits.and_then(|digits| digits.parse::<f64>().ok()) else {
+        let Some(number) = number(value) else {
             self.wrong_type(key, offset, value, &format!("a number in {}..={}", range.start(), range.end()));
             return None;
         };
@@ -204,11 +206,7 @@ impl<'d, 'a> Section<'d, 'a> {
             self.wrong_type(key, offset, value, right);
             return Vec::new();
         };
-        let share = |value: &Spanned<DeValue<'_>>| {
-            let value = value.get_ref();
-            let digits = value.as_float().map(|float| float.as_str()).or_else(|| value.as_integer().map(|integer| integer.as_str()));
-            digits?.parse::<f64>().ok().filter(|number| (0.0..=1.0).contains(number))
-        };
+        let share = |value: &Spanned<DeValue<'_>>| number(value.get_ref()).filter(|number| (0.0..=1.0).contains(number));
         let point = |value: &Spanned<DeValue<'_>>| match value.get_ref().as_array()?.iter().as_slice() {
             [x, y] => Some([share(x)?, share(y)?]),
             _ => None,
@@ -315,6 +313,12 @@ pub(super) fn nearest<'n>(written: &str, names: impl Iterator<Item = &'n str>) -
 pub(super) fn quoted(key: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     if !key.is_empty() && key.bytes().all(plain) { key.to_owned() } else { format!("{key:?}") }
+}
+
+/// A number, whole or not.
+fn number(value: &DeValue<'_>) -> Option<f64> {
+    let digits = value.as_float().map(|float| float.as_str()).or_else(|| value.as_integer().map(|integer| integer.as_str()));
+    digits?.parse().ok()
 }
 
 fn article(noun: &str) -> &'static str {

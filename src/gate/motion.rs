@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use crate::config::Mask;
 use crate::types::Luma;
 
 /// Time in which the background follows what does not move, and what does: a parked car is part of it after minutes.
@@ -35,9 +36,6 @@ const OTHER_SCENE: f32 = 0.4;
 
 /// Between the dark and the bright half of a picture: below it a change of light is the same for all.
 const LEAST_CONTRAST: f32 = 10.0;
-
-/// Parts of the picture that are not looked at: polygons of at least three points, in shares of width and height.
-pub type Mask = Vec<Vec<[f64; 2]>>;
 
 /// The background of one camera.
 #[derive(Debug, Default)]

@@ -24,8 +24,7 @@ pub struct Truth {
 impl Truth {
     /// Of `samples/street.mp4`.
     pub fn of_the_clip() -> Self {
-        let text = std::fs::read_to_string(repository("samples/street.truth.json")).unwrap();
-        let truth: Value = serde_json::from_str(&text).unwrap();
+        let truth = written();
         let frames =
             truth["frames"].as_array().unwrap().iter().map(|frame| frame["objects"].as_array().unwrap().iter().map(object).collect());
         Self { fps: truth["fps"].as_f64().unwrap(), frames: frames.collect() }
@@ -33,8 +32,7 @@ impl Truth {
 
     /// Label and time of each object's first appearance on the clip.
     pub fn entries() -> Vec<(String, f64)> {
-        let text = std::fs::read_to_string(repository("samples/street.truth.json")).unwrap();
-        let truth: Value = serde_json::from_str(&text).unwrap();
+        let truth = written();
         let fps = truth["fps"].as_f64().unwrap();
         let entry = |visit: &Value| (visit["label"].as_str().unwrap().to_owned(), visit["first_frame"].as_f64().unwrap() / fps);
         truth["visits"].as_array().unwrap().iter().map(entry).collect()
@@ -45,6 +43,10 @@ impl Truth {
         let index = (seconds * self.fps).round().max(0.0) as usize;
         &self.frames[index.min(self.frames.len() - 1)]
     }
+}
+
+fn written() -> Value {
+    serde_json::from_str(&std::fs::read_to_string(repository("samples/street.truth.json")).unwrap()).unwrap()
 }
 
 fn object(value: &Value) -> Object {

@@ -9,8 +9,10 @@ use std::arch::x86_64::*;
 use super::unpack::{call_ahead, eight_floats, eight_halves, q4k_scales, sixteen, thirty_two, transposed};
 use crate::model::kernel::activations::{FloatTile, NarrowTile, WideTile};
 use crate::model::kernel::unpack::{PER_SUPER, Q4K, Q6K, Q8_0, read_float};
-use crate::model::kernel::{EIGHT, FLOAT_DEPTH, NARROW_BLOCKS, WIDE_BLOCKS};
+use crate::model::kernel::{EIGHT, FEW, FLOAT_DEPTH, NARROW_BLOCKS, WIDE_BLOCKS};
 use crate::model::matrix::{Type, View};
+
+const _: () = assert!(EIGHT == 8 && FEW == 4);
 
 /// An array of eight. Not `map`: the compiler calls its closure instead of putting it in place.
 macro_rules! eight {

@@ -102,8 +102,8 @@ pub struct ModelConfig {
 pub struct CameraConfig {
     /// Its name.
     pub id: CameraId,
-    /// `rtsp:// rtsps:// http:// https:// file:// v4l2://`, without credentials.
-    pub uri: String,
+    /// Where its pictures come from.
+    pub input: Input,
     /// Files start anew at their end.
     pub looped: bool,
     /// What is asked.
@@ -112,14 +112,82 @@ pub struct CameraConfig {
     pub interval: Duration,
     /// Which frames are decoded.
     pub decode: Decode,
+    /// What decodes them.
+    pub decoder: DecoderKind,
+    /// Wider pictures are scaled down to this width before they are converted.
+    pub max_width: Option<u32>,
     /// `Some`: a look only where something moved, or at the longest interval.
     pub motion: Option<MotionConfig>,
+    /// `Some`: a picture that has been the same for so long is a fault of the camera.
+    pub frozen_after: Option<Duration>,
+    /// How RTSP sends its packets.
+    pub transport: Transport,
+    /// PEM file of the authority, or of the one certificate, to trust for `rtsps` and `https`; `None`: the system's.
+    pub ca_file: Option<PathBuf>,
     /// For RTSP and HTTP.
     pub username: Option<String>,
     /// For RTSP and HTTP.
     pub password: Option<SecretString>,
     /// A disabled camera is not opened.
     pub enabled: bool,
+}
+
+impl CameraConfig {
+    /// A camera with every other key at its default.
+    pub fn new(id: CameraId, input: Input, prompt: Prompt) -> Self {
+        Self {
+            id,
+            input,
+            looped: false,
+            prompt,
+            interval: Duration::from_secs(1),
+            decode: Decode::default(),
+            decoder: DecoderKind::default(),
+            max_width: None,
+            motion: None,
+            frozen_after: None,
+            transport: Transport::default(),
+            ca_file: None,
+            username: None,
+            password: None,
+            enabled: true,
+        }
+    }
+}
+
+/// Where a camera's pictures come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// `rtsp:// rtsps:// http:// https:// file:// v4l2://`, without credentials.
+    Uri(String),
+    /// A `gst-launch` fragment that ends in raw video.
+    Fragment(String),
+}
+
+/// How RTSP sends its packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// Within the RTSP connection: nothing is lost on the way, and no firewall is in it.
+    #[default]
+    Tcp,
+    /// Beside it, for cameras that know nothing else.
+    Udp,
+}
+
+/// What decodes a camera's pictures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DecoderKind {
+    /// Hardware where there is some, else software.
+    Auto,
+    /// The processor.
+    #[default]
+    Software,
+    /// VA-API: Intel and AMD.
+    Va,
+    /// NVDEC: NVIDIA.
+    Nvidia,
+    /// A Video4Linux decoder: single-board computers.
+    V4l2,
 }
 
 /// Parts of a picture that are left out: polygons of at least three points `[x, y]`, in shares of width and height.
@@ -137,11 +205,10 @@ pub struct MotionConfig {
 /// Which frames of a stream are decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Decode {
-    /// Chosen by the program; at present every frame.
+    /// Keyframes only where they come as often as looks are due, else every frame.
     #[default]
     Auto,
-    /// Keyframes only: a fourteenth of the work at a keyframe every two seconds. A stream with B-frames then gives
-    /// its pictures about two keyframes late, for the decoder holds each back to put it in order.
+    /// Keyframes only: a fourteenth of the work at a keyframe every two seconds.
     Keyframes,
     /// Every frame.
     All,

@@ -117,7 +117,7 @@ pub fn start(config: CameraConfig, hooks: Hooks, metrics: &Metrics, shutdown: Sh
 /// As `start`.
 pub fn start_with(limits: Limits, config: CameraConfig, hooks: Hooks, metrics: &Metrics, shutdown: Shutdown) -> Result<Source> {
     init()?;
-    let location = location::Location::parse(&config.uri)?;
+    let location = location::Location::of(&config.input)?;
     let board = Arc::new(tap::Board::new(config.id.clone()));
     let name = format!("cam-{}", config.id);
     let supervisor = supervisor::Supervisor::new(limits, config, location, hooks, metrics, shutdown, board.clone());

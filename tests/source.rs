@@ -17,7 +17,7 @@ use crate::support::rtsp::{BALL, RtspServer};
 use crate::support::truth::Truth;
 use palisade::base::metrics::Metrics;
 use palisade::base::shutdown::Shutdown;
-use palisade::config::{CameraConfig, Decode, MotionConfig};
+use palisade::config::{CameraConfig, Decode, Input, MotionConfig};
 use palisade::gate::Gate;
 use palisade::source::{self, Admit, Candidate, Hooks, Limits, Source};
 use palisade::types::{CameraId, CameraState, CameraStatus, Frame, Prompt, TimeSource};
@@ -26,18 +26,8 @@ use palisade::types::{CameraId, CameraState, CameraStatus, Frame, Prompt, TimeSo
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn camera(uri: &str) -> CameraConfig {
-    CameraConfig {
-        id: CameraId::new("cam").unwrap(),
-        uri: uri.to_owned(),
-        looped: false,
-        prompt: Prompt::new("detect cat").unwrap(),
-        interval: Duration::from_secs(1),
-        decode: Decode::All,
-        motion: None,
-        username: None,
-        password: None,
-        enabled: true,
-    }
+    let (id, input) = (CameraId::new("cam").unwrap(), Input::Uri(uri.to_owned()));
+    CameraConfig { decode: Decode::All, ..CameraConfig::new(id, input, Prompt::new("detect cat").unwrap()) }
 }
 
 fn file(path: &Path) -> CameraConfig {

@@ -12,7 +12,7 @@ use crate::config::reader::{At, Document, Fault, Section};
 use crate::config::scores;
 use crate::config::uri::{self, Located};
 use crate::config::{
-    CameraConfig, Checks, Config, CustomConfig, Decode, Device, Dtype, FileConfig, LogConfig, LogFormat, ModelConfig, ModelSource,
+    CameraConfig, Checks, Config, CustomConfig, Decode, Device, Dtype, FileConfig, Input, LogConfig, LogFormat, ModelConfig, ModelSource,
     MotionConfig, MqttConfig, OutputConfig, RtspConfig, SnapshotConfig, TlsConfig,
 };
 use crate::types::{CameraId, Prompt};
@@ -170,16 +170,14 @@ fn camera(mut section: Section<'_, '_>, known: &mut Known, outside: &Outside<'_>
     section.finish();
     let Located { uri, username: uri_user, password: uri_password } = location?;
     Some(CameraConfig {
-        id: id?,
-        uri,
         looped: looped.value,
-        prompt: prompt?,
         interval,
         decode,
         motion,
         username: username.or(uri_user),
         password: password.or(uri_password),
         enabled,
+        ..CameraConfig::new(id?, Input::Uri(uri), prompt?)
     })
 }
 

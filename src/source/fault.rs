@@ -3,7 +3,7 @@
 use gstreamer::glib;
 
 use crate::base::redact::{self, ExposeSecret};
-use crate::config::CameraConfig;
+use crate::config::{CameraConfig, Input};
 use crate::source::watch::{Fault, Retry};
 
 /// The Debian packages by what the caps of a missing decoder, parser or demuxer begin with. The first match counts.
@@ -30,17 +30,21 @@ pub struct Interpreter {
 impl Interpreter {
     /// For a camera.
     pub fn new(config: &CameraConfig) -> Self {
+        let uri = match &config.input {
+            Input::Uri(uri) => uri.clone(),
+            Input::Fragment(_) => String::new(),
+        };
         let mut secrets: Vec<_> = config.password.iter().cloned().collect();
         // Credentials that a URI carries all the same: its user info, and the values of its query.
-        let rest = config.uri.split_once("://").map_or("", |(_, rest)| rest);
-        if let (Some((user, _)), true) = (rest.rsplit_once('@'), !config.uri.starts_with("file:")) {
+        let rest = uri.split_once("://").map_or("", |(_, rest)| rest);
+        if let (Some((user, _)), true) = (rest.rsplit_once('@'), !uri.starts_with("file:")) {
             secrets.push(user.to_owned().into());
             secrets.extend(user.split_once(':').map(|(_, password)| password.to_owned().into()));
         }
-        if let (Some((_, query)), true) = (rest.split_once('?'), config.uri.starts_with("http") || config.uri.starts_with("rtsp")) {
+        if let (Some((_, query)), true) = (rest.split_once('?'), uri.starts_with("http") || uri.starts_with("rtsp")) {
             secrets.push(query.to_owned().into());
         }
-        Self { uri: config.uri.clone(), secrets }
+        Self { uri, secrets }
     }
 
     /// An ERROR message; `missing` is what `missing_plugin` last found.
@@ -130,25 +134,15 @@ pub fn package_of(element: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::config::Decode;
     use crate::types::{CameraId, Prompt};
 
     fn interpreter(uri: &str) -> Interpreter {
         gstreamer::init().unwrap();
         Interpreter::new(&CameraConfig {
-            id: CameraId::new("a").unwrap(),
-            uri: uri.into(),
-            looped: false,
-            prompt: Prompt::new("detect cat").unwrap(),
-            interval: Duration::from_secs(1),
-            decode: Decode::All,
-            motion: None,
             username: Some("viewer".into()),
             password: Some("s3cr3t".to_owned().into()),
-            enabled: true,
+            ..CameraConfig::new(CameraId::new("a").unwrap(), Input::Uri(uri.into()), Prompt::new("detect cat").unwrap())
         })
     }
 

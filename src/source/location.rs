@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::base::error::{Error, Kind, Result};
 use crate::base::redact;
+use crate::config::Input;
 
 /// A source, by how it is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,9 +17,22 @@ pub enum Location {
     Http(String),
     /// A Video4Linux device.
     Device(PathBuf),
+    /// The user's own elements, ending in raw video.
+    Fragment(String),
 }
 
 impl Location {
+    /// Sorts an input.
+    ///
+    /// # Errors
+    /// As `parse`.
+    pub fn of(input: &Input) -> Result<Self> {
+        match input {
+            Input::Uri(uri) => Self::parse(uri),
+            Input::Fragment(fragment) => Ok(Self::Fragment(fragment.clone())),
+        }
+    }
+
     /// Sorts a URI.
     ///
     /// # Errors

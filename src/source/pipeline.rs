@@ -61,6 +61,8 @@ fn source(location: &Location, config: &CameraConfig, tap: &Arc<Tap>) -> Result<
             source.set_property("location", path);
             Ok(source)
         }
+        // Until it is plugged: see the commit that follows.
+        Location::Fragment(_) => Err(Error::new(Kind::Internal, "fragments are not plugged yet")),
         Location::Device(path) => {
             let source = make("v4l2src")?;
             source.set_property("device", path.to_string_lossy().as_ref());

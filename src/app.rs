@@ -8,7 +8,7 @@ pub mod oneshot;
 
 mod results;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
@@ -29,7 +29,7 @@ use crate::mqtt::{self, Mqtt, Publisher};
 use crate::sink::snapshot::SnapshotSink;
 use crate::sink::video::{CustomSink, FileSink, RtspSink};
 use crate::sink::{Fanout, Sink};
-use crate::source::{self, Hooks, Source};
+use crate::source::{self, Decoders, Hooks, Source};
 use crate::types::{CameraId, CameraState, CameraStatus};
 use results::Results;
 
@@ -153,10 +153,11 @@ impl Daemon {
         let workers = detect::start(detectors, max_batch, &jobs, &send, metrics)?;
         // From here on the workers alone hold these: when they end, so does what waits for them.
         drop((send, jobs));
+        let decoders = Decoders::start()?;
         let mut sources = Vec::new();
         for (camera, putter) in config.cameras.into_iter().zip(putters) {
             if camera.enabled {
-                match start_source(camera, putter, publisher.clone(), shutdown, metrics) {
+                match start_source(camera, putter, publisher.clone(), &decoders, shutdown, metrics) {
                     Ok(source) => sources.push(source),
                     Err(error) => {
                         // Those that run already are joined as they are dropped, and only the flag ends them.
@@ -222,14 +223,17 @@ fn start_source(
     camera: CameraConfig,
     putter: Putter<Job>,
     publisher: Option<Publisher>,
+    decoders: &Decoders,
     shutdown: &Shutdown,
     metrics: &Metrics,
 ) -> Result<Source> {
-    let mut gate = Gate::new(camera.interval, camera.motion.clone(), &camera.id, metrics);
+    let gate = Arc::new(Mutex::new(Gate::new(camera.interval, camera.motion.clone(), &camera.id, metrics)));
+    let asked = gate.clone();
     let prompt = Arc::new(camera.prompt.clone());
     let dropped = metrics.counter("frames_dropped", camera.id.as_str());
     let hooks = Hooks {
-        admit: Box::new(move |candidate, luma| gate.admit(candidate.received, luma)),
+        wants: Box::new(move |candidate| locked(&asked).wants(candidate.received)),
+        admit: Box::new(move |candidate, luma| locked(&gate).admit(candidate.received, luma)),
         deliver: Box::new(move |frame| {
             if putter.put(Job { frame, prompt: prompt.clone() }) != Put::Stored {
                 dropped.add();
@@ -237,7 +241,11 @@ fn start_source(
         }),
         status: Box::new(move |status| publisher.iter().for_each(|publisher| publisher.camera_status(&status))),
     };
-    source::start(camera, hooks, metrics, shutdown.clone())
+    source::start(camera, hooks, decoders, metrics, shutdown.clone())
+}
+
+fn locked(gate: &Mutex<Gate>) -> MutexGuard<'_, Gate> {
+    gate.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn disabled(camera: &CameraId) -> CameraStatus {

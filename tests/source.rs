@@ -19,7 +19,7 @@ use palisade::base::metrics::Metrics;
 use palisade::base::shutdown::Shutdown;
 use palisade::config::{CameraConfig, Decode, Input, MotionConfig};
 use palisade::gate::Gate;
-use palisade::source::{self, Admit, Candidate, Hooks, Limits, Source};
+use palisade::source::{self, Admit, Candidate, Decoders, Hooks, Limits, Source};
 use palisade::types::{CameraId, CameraState, CameraStatus, Frame, Prompt, TimeSource};
 
 /// Long enough for a loaded machine.
@@ -52,6 +52,7 @@ struct Open {
     metrics: Metrics,
     stop: StopOnDrop,
     source: Source,
+    _decoders: Decoders,
 }
 
 /// Lets a failed test end: a source joins its thread when it is dropped.
@@ -81,10 +82,16 @@ fn open_watched(config: CameraConfig) -> Open {
 fn open_gated(limits: Limits, config: CameraConfig, metrics: Metrics, admit: Admit) -> Open {
     let (frame, frames) = unbounded();
     let (status, statuses) = unbounded();
-    let hooks = Hooks { admit, deliver: Box::new(move |f| drop(frame.send(f))), status: Box::new(move |s| drop(status.send(s))) };
+    let hooks = Hooks {
+        wants: Box::new(|_| true),
+        admit,
+        deliver: Box::new(move |f| drop(frame.send(f))),
+        status: Box::new(move |s| drop(status.send(s))),
+    };
     let stop = StopOnDrop(Shutdown::new());
-    let source = source::start_with(limits, config, hooks, &metrics, stop.0.clone()).unwrap();
-    Open { frames, statuses, metrics, stop, source }
+    let decoders = Decoders::start().unwrap();
+    let source = source::start_with(limits, config, hooks, &decoders, &metrics, stop.0.clone()).unwrap();
+    Open { frames, statuses, metrics, stop, source, _decoders: decoders }
 }
 
 impl Open {
@@ -143,9 +150,10 @@ fn a_file_played_once_shows_every_frame_in_real_time_and_ends() {
         assert!(position(0) < 0.2 && (position(19) - position(0) - 1.9).abs() < 0.1, "{name}: {} {}", position(0), position(19));
         assert!(frames.iter().all(|f| f.time_source == TimeSource::File && f.image.dimensions() == (320, 240)));
         let states: Vec<_> = open.statuses.iter().map(|s| (s.state, s.reason)).collect();
-        let expected = [(CameraState::Connecting, ""), (CameraState::Running, ""), (CameraState::Failed, "end of file")];
+        let waiting = (CameraState::Connecting, "waiting for the first picture");
+        let expected = [(CameraState::Connecting, ""), waiting, (CameraState::Running, ""), (CameraState::Failed, "end of file")];
         assert_eq!(states, expected.map(|(state, reason)| (state, reason.to_owned())), "{name}");
-        assert_eq!((open.count("frames_in"), open.count("frames_sampled")), (20, 20));
+        assert_eq!(["frames_in", "frames_decoded", "frames_sampled"].map(|name| open.count(name)), [20; 3]);
         assert!(open.source.join_until(Instant::now() + PATIENCE));
     }
 }
@@ -232,7 +240,7 @@ fn keyframes_alone_are_decoded_when_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let open = open(CameraConfig { decode: Decode::Keyframes, ..file(&clip(dir.path(), "a.mp4", 40, 20, 10)) });
     assert_eq!(open.all_frames().len(), 4);
-    assert_eq!(open.count("frames_in"), 4);
+    assert_eq!((open.count("frames_in"), open.count("frames_decoded")), (40, 4));
 }
 
 /// 1366 × 3 bytes are no multiple of four: rows are padded on the way.

@@ -41,8 +41,12 @@ impl std::error::Error for Faults {}
 /// What only a stage can judge; each gives a sentence that goes on after the key path.
 #[derive(Clone, Copy)]
 pub struct Checks<'c> {
-    /// A `gst-launch` fragment.
+    /// A `gst-launch` fragment that takes video and ends in a sink.
     pub fragment: &'c dyn Fn(&str) -> Result<(), String>,
+    /// A `gst-launch` fragment that begins with a source and ends in raw video.
+    pub source: &'c dyn Fn(&str) -> Result<(), String>,
+    /// The file of the authority, or of the one certificate, that a camera is trusted by.
+    pub ca_file: &'c dyn Fn(&Path) -> Result<(), String>,
     /// The broker's encryption.
     pub tls: &'c dyn Fn(&TlsConfig) -> Result<(), String>,
     /// A device to compute on.

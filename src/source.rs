@@ -6,10 +6,12 @@
 #[cfg_attr(not(test), expect(dead_code, reason = "the pipeline does not ask for a format yet"))]
 mod device;
 mod fault;
+mod fragment;
 mod location;
 mod pipeline;
 mod supervisor;
 mod tap;
+mod trust;
 mod watch;
 
 use std::sync::Arc;
@@ -22,6 +24,9 @@ use crate::base::shutdown::Shutdown;
 use crate::base::thread::{self, Thread};
 use crate::config::CameraConfig;
 use crate::types::{CameraStatus, Frame, Luma, TimeSource};
+
+pub use fragment::check_fragment;
+pub use trust::check_ca;
 
 /// What is known of a decoded frame before it is converted.
 #[derive(Clone, Copy, Debug)]

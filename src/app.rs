@@ -17,7 +17,7 @@ use crate::annotate::Annotator;
 use crate::base::clock::Utc;
 use crate::base::error::{Error, Kind, Result};
 use crate::base::mailbox::{Put, Putter, mailbox};
-use crate::base::metrics::Metrics;
+use crate::base::metrics::{Counter, Metrics};
 use crate::base::shutdown::Shutdown;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
@@ -38,6 +38,12 @@ const WORKERS_GRACE: Duration = Duration::from_secs(2);
 
 /// From the order to stop: when every sink has finished its files. The service manager waits ten seconds in all.
 const SINKS_GRACE: Duration = Duration::from_millis(6500);
+
+/// Between two words to the service manager that the main loop turns; the unit allows a minute.
+const ALIVE: Duration = Duration::from_secs(15);
+
+/// So many pipelines may hang: each holds memory, threads and a connection for ever.
+const MOST_ABANDONED: u64 = 3;
 
 /// For the last messages and `offline`.
 const MQTT_GRACE: Duration = Duration::from_millis(1500);
@@ -126,6 +132,8 @@ fn start_mqtt(config: &Config, cameras: &[CameraId], model: &PaliGemma, metrics:
 /// The running stages, in the order of the data.
 struct Daemon {
     sources: Vec<Source>,
+    decoders: Decoders,
+    abandoned: Vec<Counter>,
     workers: Vec<Thread>,
     results: Results,
     mqtt: Option<Mqtt>,
@@ -154,6 +162,7 @@ impl Daemon {
         // From here on the workers alone hold these: when they end, so does what waits for them.
         drop((send, jobs));
         let decoders = Decoders::start()?;
+        let abandoned = config.cameras.iter().map(|camera| metrics.counter("teardowns_abandoned", camera.id.as_str())).collect();
         let mut sources = Vec::new();
         for (camera, putter) in config.cameras.into_iter().zip(putters) {
             if camera.enabled {
@@ -169,17 +178,28 @@ impl Daemon {
                 publisher.camera_status(&disabled(&camera.id));
             }
         }
-        Ok(Self { sources, workers, results, mqtt })
+        Ok(Self { sources, decoders, abandoned, workers, results, mqtt })
     }
 
     /// Returns when the flag goes up or no source is left.
     ///
     /// # Errors
-    /// When a stage that should run as long as the sources has ended: the service manager then starts the daemon anew.
+    /// When a stage that should run as long as the sources has ended, or what hangs in GStreamer is more than a process
+    /// should carry: the service manager then starts the daemon anew.
     fn wait(&self, shutdown: &Shutdown) -> Result<()> {
         // At the end of the last source the workers may be gone a moment before its thread is.
         let mut strange = 0;
+        let mut told = Instant::now();
         while !shutdown.wait(Duration::from_millis(100)) {
+            if told.elapsed() >= ALIVE {
+                systemd::alive();
+                told = Instant::now();
+            }
+            if let Some(sick) = self.sick() {
+                // What hangs is not waited for as at a natural end.
+                shutdown.trigger();
+                return Err(Error::new(Kind::Pipeline, sick));
+            }
             if self.sources.iter().all(Source::is_finished) {
                 tracing::info!("every source has come to its end");
                 return Ok(());
@@ -192,6 +212,15 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// What only a new process mends.
+    fn sick(&self) -> Option<String> {
+        let hang: u64 = self.abandoned.iter().map(Counter::get).sum();
+        if hang > MOST_ABANDONED {
+            return Some(format!("{hang} pipelines hang and hold what they hold; only a new start frees it"));
+        }
+        self.decoders.hang().then(|| "every decoder hangs; only a new start frees them".to_owned())
     }
 
     fn stop(self, shutdown: &Shutdown) {

@@ -7,8 +7,10 @@
 mod choice;
 mod convert;
 mod decoder;
+mod device;
 mod event;
 mod fault;
+mod fragment;
 mod frozen;
 mod gop;
 mod intake;
@@ -20,6 +22,7 @@ mod plug;
 mod pool;
 mod supervisor;
 mod tap;
+mod trust;
 mod unit;
 mod watch;
 
@@ -35,7 +38,9 @@ use crate::config::CameraConfig;
 use crate::types::{CameraStatus, Frame, Luma, TimeSource};
 use event::Board;
 
+pub use fragment::check_fragment;
 pub use pool::Decoders;
+pub use trust::check_ca;
 
 /// What is known of a frame before it is decoded.
 #[derive(Clone, Copy, Debug)]

@@ -52,7 +52,7 @@ impl Interpreter {
         if let Some(missing) = missing {
             return Fault { reason: self.clean(missing), retry: Retry::Slowly };
         }
-        let at = redact::uri(&self.uri);
+        let at = self.place();
         if error.matches(gstreamer::ResourceError::NotAuthorized) {
             let reason = format!("{at} refused the user name or password; check username and password_file");
             return Fault { reason, retry: Retry::Slowly };
@@ -72,9 +72,13 @@ impl Interpreter {
         Fault { reason: format!("{at} {what}: {}", said.join(": ")), retry: Retry::Soon }
     }
 
+    fn place(&self) -> String {
+        if self.uri.is_empty() { "the fragment".to_owned() } else { redact::uri(&self.uri) }
+    }
+
     /// For a server whose certificate was refused.
     pub fn untrusted(&self) -> Fault {
-        let at = redact::uri(&self.uri);
+        let at = self.place();
         let reason = format!("{at} shows a certificate that is not trusted; name its authority, or itself, in ca_file");
         Fault { reason, retry: Retry::Slowly }
     }
@@ -100,7 +104,8 @@ impl Interpreter {
 
     /// A text without this camera's credentials, on one line and of bearable length.
     pub fn clean(&self, text: &str) -> String {
-        let text = text.replace(&self.uri, &redact::uri(&self.uri));
+        // Of a fragment's addresses nobody knows which part is the secret.
+        let text = if self.uri.is_empty() { redact::addresses(text) } else { text.replace(&self.uri, &redact::uri(&self.uri)) };
         let secrets: Vec<_> = self.secrets.iter().filter(|secret| !secret.expose_secret().is_empty()).collect();
         let text = redact::text(&text, &secrets);
         text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect()

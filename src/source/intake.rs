@@ -108,8 +108,12 @@ impl Intake {
         if let Some(held) = self.held.take() {
             self.whole(held);
         }
+        if self.parts.live {
+            return self.own = None;
+        }
         let own = self.own.take().is_none_or(|own| own.finish(END_GRACE));
-        if !self.parts.live && !(own && self.parts.seat.wait(END_GRACE)) {
+        let whole = own && self.parts.seat.wait(END_GRACE);
+        if !whole {
             tracing::warn!("the end of a file could not be decoded in time");
         }
     }

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use gstreamer::prelude::*;
-use gstreamer::{Element, Pipeline};
+use gstreamer::{Element, Pipeline, State};
 use gstreamer_app::{AppSink, AppSinkCallbacks};
 
 use crate::base::error::{Context, Error, Kind, Result};
@@ -12,29 +12,54 @@ use crate::base::redact::ExposeSecret;
 use crate::config::{CameraConfig, Transport};
 use crate::source::intake::Intake;
 use crate::source::location::Location;
-use crate::source::plug::{Plug, make, set};
+use crate::source::plug::{Plug, make, set, src};
 use crate::source::tap::Tap;
+use crate::source::trust::Trust;
+use crate::source::{device, fragment};
+
+/// What is left to do of a pipeline before it plays, in a thread that may hang.
+pub type Prepare = Box<dyn FnOnce() -> Result<()> + Send>;
 
 /// Builds the pipeline of `location`, in state NULL. What it puts out goes to `intake`.
 ///
 /// # Errors
-/// When a GStreamer element is not installed; the sentence names its Debian package.
-pub fn build(location: &Location, config: &CameraConfig, tap: &Arc<Tap>, intake: Intake) -> Result<Pipeline> {
+/// When a GStreamer element is not installed; the sentence names its Debian package. When a fragment or a file of
+/// certificates cannot be used.
+pub fn build(location: &Location, config: &CameraConfig, tap: &Arc<Tap>, intake: Intake) -> Result<(Pipeline, Option<Prepare>)> {
     let pipeline = Pipeline::with_name(&format!("cam-{}", config.id));
     // Files are played in real time, and what HTTP serves may be one. Other cameras set their own pace.
-    let paced = matches!(location, Location::File(_) | Location::Http(_));
+    let paced = matches!(location, Location::File(_) | Location::Http(_) | Location::Fragment(_));
     let out = way_out(&pipeline, paced, intake)?;
     let plug = Plug::new(&pipeline, &out, tap);
     let source = source(location, config, tap)?;
     pipeline.add(&source).context(Kind::Pipeline, || "cannot add the source")?;
     match location {
         Location::Rtsp(_) => plug.watch(&source),
-        _ => {
-            let pad = source.static_pad("src").ok_or_else(|| Error::new(Kind::Internal, "a source has no src pad"))?;
-            plug.bytes(&pipeline, &pad)?;
-        }
+        Location::Device(_) => return device(&pipeline, source, plug).map(|prepare| (pipeline, Some(prepare))),
+        Location::Fragment(_) => src(&source)?.link(&out).map(drop).context(Kind::Pipeline, || "cannot link the fragment")?,
+        Location::File(_) | Location::Http(_) => plug.bytes(&pipeline, &src(&source)?)?,
     }
-    Ok(pipeline)
+    Ok((pipeline, None))
+}
+
+/// Asks a local camera for the best format it offers, once it is open.
+fn device(pipeline: &Pipeline, source: Element, plug: Plug) -> Result<Prepare> {
+    let filter = make("capsfilter")?;
+    pipeline.add(&filter).context(Kind::Pipeline, || "cannot add a filter")?;
+    source.link(&filter).context(Kind::Pipeline, || "cannot link a filter")?;
+    Ok(Box::new(move || {
+        // Refused, the start that follows is too, and says why.
+        if source.set_state(State::Ready).is_err() {
+            return Ok(());
+        }
+        let offered = src(&source)?.query_caps(None);
+        let chosen = device::choose(&offered);
+        let chosen = chosen.ok_or_else(|| Error::new(Kind::Pipeline, "the device offers no format that can be read"))?;
+        tracing::debug!(%chosen, "format of a local camera");
+        filter.set_property("caps", chosen);
+        plug.pad(&src(&filter)?);
+        Ok(())
+    }))
 }
 
 fn source(location: &Location, config: &CameraConfig, tap: &Arc<Tap>) -> Result<Element> {
@@ -44,7 +69,7 @@ fn source(location: &Location, config: &CameraConfig, tap: &Arc<Tap>) -> Result<
             source.set_property("location", path);
             Ok(source)
         }
-        Location::Fragment(_) => Err(Error::new(Kind::Internal, "fragments are not plugged yet")),
+        Location::Fragment(fragment) => Ok(fragment::build(fragment)?.upcast()),
         Location::Device(path) => {
             let source = make("v4l2src")?;
             source.set_property("device", path.to_string_lossy().as_ref());
@@ -55,6 +80,9 @@ fn source(location: &Location, config: &CameraConfig, tap: &Arc<Tap>) -> Result<
             source.set_property("location", uri);
             for (name, value) in [("is-live", "true"), ("do-timestamp", "true"), ("retries", "0"), ("timeout", "10")] {
                 set(&source, name, value);
+            }
+            if let Some(file) = &config.ca_file {
+                source.set_property("tls-database", Trust::read(file)?.database());
             }
             sign_in(&source, config);
             Ok(source)
@@ -80,12 +108,19 @@ fn rtsp(uri: &str, config: &CameraConfig, tap: &Arc<Tap>) -> Result<Element> {
         set(&source, name, value);
     }
     sign_in(&source, config);
-    let tap = Arc::downgrade(tap);
-    source.connect("accept-certificate", false, move |_| {
-        if let Some(tap) = tap.upgrade() {
+    if let Some(file) = &config.ca_file {
+        source.set_property("tls-database", Trust::read(file)?.database());
+    }
+    let (tap, file) = (Arc::downgrade(tap), config.ca_file.clone());
+    // Asked where the chain does not hold, or the name. Certificates stay on the thread that read them.
+    source.connect("accept-certificate", false, move |values| {
+        let shown = values.get(2).and_then(|value| value.get::<gio::TlsCertificate>().ok());
+        let trust = file.as_deref().and_then(|file| Trust::read(file).ok());
+        let named = trust.zip(shown).is_some_and(|(trust, shown)| trust.names(&shown));
+        if let Some(tap) = tap.upgrade().filter(|_| !named) {
             tap.distrust();
         }
-        Some(false.to_value())
+        Some(named.to_value())
     });
     source.connect("select-stream", false, |values| {
         let caps = values.get(2).and_then(|value| value.get::<gstreamer::Caps>().ok());

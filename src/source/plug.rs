@@ -179,7 +179,11 @@ fn filter(text: &str) -> Result<Element> {
     Ok(filter)
 }
 
-fn src(element: &Element) -> Result<Pad> {
+/// The one pad that an element puts out at.
+///
+/// # Errors
+/// When it has none.
+pub fn src(element: &Element) -> Result<Pad> {
     element.static_pad("src").ok_or_else(|| Error::new(Kind::Internal, "an element has no src pad"))
 }
 

@@ -17,6 +17,7 @@ use crate::source::event::{Board, Herald};
 use crate::source::fault::Interpreter;
 use crate::source::intake::{Intake, Parts};
 use crate::source::location::Location;
+use crate::source::pipeline::Prepare;
 use crate::source::plan::Plan;
 use crate::source::pool::Seat;
 use crate::source::tap::{Counters, Outside, Tap};
@@ -169,12 +170,12 @@ impl Supervisor {
             seat: self.seat.clone(),
             heartbeat: self.watch.limits.stall / 2,
         });
-        let pipeline = match pipeline::build(&self.location, &self.config, &tap, intake) {
-            Ok(pipeline) => pipeline,
+        let (pipeline, prepare) = match pipeline::build(&self.location, &self.config, &tap, intake) {
+            Ok(built) => built,
             Err(error) => return Attempt::lost(Fault { reason: self.interpreter.clean(&error.chain()), retry: Retry::Slowly }),
         };
         let mut pictures = Pictures::default();
-        let ended = match self.play(&pipeline, &tap, &mut pictures) {
+        let ended = match self.play(&pipeline, prepare, &tap, &mut pictures) {
             Ended::Lost(_) if tap.distrusted() => Ended::Lost(self.interpreter.untrusted()),
             ended => ended,
         };
@@ -189,11 +190,11 @@ impl Supervisor {
         Attempt { ended, frames, lasted: pictures.lasted(), took }
     }
 
-    fn play(&mut self, pipeline: &Pipeline, tap: &Arc<Tap>, pictures: &mut Pictures) -> Ended {
+    fn play(&mut self, pipeline: &Pipeline, prepare: Option<Prepare>, tap: &Arc<Tap>, pictures: &mut Pictures) -> Ended {
         let Some(bus) = pipeline.bus() else {
             return Ended::Lost(Fault { reason: "the pipeline has no bus".to_owned(), retry: Retry::Soon });
         };
-        let started = match self.start(pipeline) {
+        let started = match self.start(pipeline, prepare, tap) {
             Ok(started) => started,
             Err(fault) => return Ended::Lost(fault),
         };
@@ -252,10 +253,13 @@ impl Supervisor {
     }
 
     /// To PLAYING in a thread of its own: opening what lies on a dead share can hang without end.
-    fn start(&self, pipeline: &Pipeline) -> Result<Receiver<bool>, Fault> {
+    fn start(&self, pipeline: &Pipeline, prepare: Option<Prepare>, tap: &Arc<Tap>) -> Result<Receiver<bool>, Fault> {
         let (send, started) = bounded(1);
-        let pipeline = pipeline.clone();
+        let (pipeline, tap) = (pipeline.clone(), tap.clone());
         let starting = thread::spawn(format!("start-{}", self.config.id), move || {
+            if let Some(Err(error)) = prepare.map(|prepare| prepare()) {
+                return tap.fail(Fault { reason: error.chain(), retry: Retry::Slowly });
+            }
             // Nobody listens any more where it took too long.
             send.send(pipeline.set_state(State::Playing).is_ok()).ok();
         });

@@ -5,6 +5,7 @@ pub mod check;
 pub mod demo;
 pub mod log;
 pub mod oneshot;
+pub mod serve;
 
 mod results;
 

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use palisade::app::oneshot::{self, DetectArgs, ProbeArgs};
-use palisade::app::{self, bench, check, demo};
+use palisade::app::{self, bench, check, demo, serve};
 use palisade::base::error::{Context, Kind, Result};
 use palisade::base::metrics::Metrics;
+use palisade::base::redact::SecretString;
 use palisade::base::shutdown::Shutdown;
 use palisade::config::{LogConfig, LogFormat};
+use palisade::sink::video::serve::{Footage, Login, ServeConfig};
 use palisade::types::{Device, Dtype, Prompt};
 
 /// The configuration is wrong (`EX_CONFIG` of sysexits.h); the service manager does not restart on it.
@@ -62,6 +64,9 @@ enum Command {
     /// Print every number of one answer as JSON, for comparison with another implementation
     #[command(hide = true)]
     Probe(Probe),
+    /// Be a camera: an RTSP server on loopback that shows a clip over and over, or what a gst-launch line makes
+    #[command(hide = true, group = ArgGroup::new("footage").required(true))]
+    Serve(Serve),
 }
 
 #[derive(Args)]
@@ -128,6 +133,37 @@ struct Probe {
     suppress: Vec<u32>,
 }
 
+/// Whoever starts a camera gives the password here: arguments can be read by everybody.
+const PASSWORD: &str = "PALISADE_SERVE_PASSWORD";
+
+#[derive(Args)]
+struct Serve {
+    /// A file with H.264 or H.265 video
+    #[arg(long, group = "footage", value_name = "FILE")]
+    clip: Option<PathBuf>,
+    /// Elements that end in a payloader with name=pay0
+    #[arg(long, group = "footage", value_name = "LINE")]
+    launch: Option<String>,
+    /// The port on 127.0.0.1; 0 takes one that is free
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    port: u16,
+    /// Only this user may watch; the password is taken from PALISADE_SERVE_PASSWORD
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Ask for the password by the digest scheme, not the basic one
+    #[arg(long, requires = "user")]
+    digest: bool,
+    /// Encrypt: a PEM file with certificate and key
+    #[arg(long, value_name = "PEM")]
+    certificate: Option<PathBuf>,
+    /// The path of the camera's address
+    #[arg(long, default_value = "/cam")]
+    path: String,
+    /// End when standard input is closed
+    #[arg(long)]
+    until_eof: bool,
+}
+
 #[derive(Subcommand)]
 enum Bench {
     /// Measure the model: time to load, time of each stage of a frame, memory, operations a second
@@ -188,6 +224,7 @@ fn main() -> ExitCode {
         Command::Probe(args) => finish(probe(args).map(|()| 0)),
         Command::Bench { what: Bench::Model(args) } => finish(bench_model(args).map(|()| 0)),
         Command::Demo { samples, out } => finish(run_demo(&samples, out)),
+        Command::Serve(args) => finish(run_serve(args).map(|()| 0)),
     }
 }
 
@@ -277,6 +314,25 @@ fn bench_model(args: BenchModel) -> Result<()> {
         still: args.still,
         json: args.json,
     })
+}
+
+fn run_serve(args: Serve) -> Result<()> {
+    warn_only()?;
+    let login = |user| {
+        let password = std::env::var(PASSWORD).context(Kind::Input, || format!("--user has no password; {PASSWORD} must hold one"))?;
+        Ok(Login { user, password: SecretString::from(password), digest: args.digest })
+    };
+    let config = ServeConfig {
+        // One of the two is given, and only one.
+        footage: args.clip.map(Footage::Clip).unwrap_or_else(|| Footage::Launch(args.launch.unwrap_or_default())),
+        port: args.port,
+        path: args.path,
+        login: args.user.map(login).transpose()?,
+        certificate: args.certificate,
+    };
+    let shutdown = Shutdown::new();
+    stop_on_signals(&shutdown, || {})?;
+    serve::run(&config, args.until_eof, &shutdown)
 }
 
 fn warn_only() -> Result<()> {

@@ -11,6 +11,7 @@ mod hub;
 mod layering;
 mod model;
 mod mqtt;
+mod serve;
 mod source;
 mod support;
 mod video_sinks;

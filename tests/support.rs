@@ -1,6 +1,7 @@
 //! What several areas' tests start or build: brokers, servers, media, the daemon, snapshot folders.
 
 pub mod broker;
+pub mod camera;
 pub mod daemon;
 pub mod hub;
 pub mod media;

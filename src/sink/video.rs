@@ -1,4 +1,5 @@
-//! Annotated frames as video: MP4 files, an RTSP server, and `gst-launch` fragments of the operator's own.
+//! Annotated frames as video: MP4 files, an RTSP server, and `gst-launch` fragments of the operator's own. Beside them, a
+//! camera to try the daemon on.
 
 mod custom;
 mod encoder;
@@ -7,6 +8,8 @@ mod file;
 mod lane;
 mod raw;
 mod rtsp;
+pub mod serve;
+mod serving;
 
 use crate::base::error::{Context, Kind, Result};
 

@@ -4,23 +4,22 @@
 //! camera is encoded only while somebody watches it, and once for all who do.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gstreamer::glib;
 use gstreamer::prelude::*;
 use gstreamer_app::AppSrc;
 use gstreamer_rtsp_server::prelude::*;
-use gstreamer_rtsp_server::{RTSPFilterResult, RTSPMedia, RTSPMediaFactory, RTSPServer};
+use gstreamer_rtsp_server::{RTSPMedia, RTSPMediaFactory, RTSPServer};
 use gstreamer_video::DownstreamForceKeyUnitEvent;
 use image::{Rgb, RgbImage};
 
-use crate::base::error::{Context, Error, Kind, Result};
+use crate::base::error::{Error, Kind, Result};
 use crate::base::metrics::{Counter, Metrics};
-use crate::base::thread::{self, Thread};
 use crate::config::RtspConfig;
+use crate::sink::video::serving::{self, Serving};
 use crate::sink::video::{encoder, init, raw};
 use crate::sink::{Picture, Sink};
 use crate::types::CameraId;
@@ -37,12 +36,6 @@ const CLIENTS: usize = 32;
 /// Sessions at once; by default there is no limit.
 const SESSIONS: u32 = 32;
 
-/// Between two removals of sessions whose viewer went without a word.
-const CLEANUP: Duration = Duration::from_secs(5);
-
-/// For the server's thread to end.
-const FINISH: Duration = Duration::from_secs(5);
-
 /// What is served before a camera's first picture: grey, of this size.
 const SLATE: (u32, u32) = (1280, 720);
 
@@ -50,13 +43,7 @@ const SLATE: (u32, u32) = (1280, 720);
 pub struct RtspSink {
     cameras: Arc<Cameras>,
     port: u16,
-    running: Option<Running>,
-}
-
-struct Running {
-    server: RTSPServer,
-    main_loop: glib::MainLoop,
-    thread: Thread,
+    serving: Option<Serving>,
 }
 
 type Cameras = BTreeMap<CameraId, Mutex<Camera>>;
@@ -98,29 +85,15 @@ impl RtspSink {
         });
         let cameras: Arc<Cameras> = Arc::new(known.collect());
         let server = RTSPServer::new();
-        server.set_address(&config.listen.ip().to_string());
-        server.set_service(&config.listen.port().to_string());
-        let mounts = server.mount_points().ok_or_else(|| Error::new(Kind::Pipeline, "the rtsp server has no mount points"))?;
+        let mounts = serving::mounts(&server)?;
         for id in cameras.keys() {
             mounts.add_factory(&format!("/{id}"), factory(&line, id, &cameras));
         }
         limit(&server, &cameras);
-        let context = glib::MainContext::new();
-        let listening = server.attach(Some(&context)).map_err(|error| not_listening(config.listen, error))?;
-        let port = u16::try_from(server.bound_port()).unwrap_or(config.listen.port());
-        attach_timers(&context, &server, &cameras);
-        let main_loop = glib::MainLoop::new(Some(&context), false);
-        let running = main_loop.clone();
-        let thread = thread::spawn("rtsp-server", move || {
-            if context.with_thread_default(|| running.run()).is_err() {
-                tracing::error!("the rtsp server's thread could not own its context");
-            }
-            if let Some(source) = context.find_source_by_id(&listening) {
-                source.destroy();
-            }
-        })?;
+        let serving = Serving::start(server, config.listen, "output.rtsp.listen", |context| attach_repeat(context, &cameras))?;
+        let port = serving.port();
         tracing::info!(listen = %config.listen.ip(), port, "rtsp server up");
-        Ok(Self { cameras, port, running: Some(Running { server, main_loop, thread }) })
+        Ok(Self { cameras, port, serving: Some(serving) })
     }
 
     /// The port listened on: the one asked for, or the one the system chose for 0.
@@ -142,13 +115,7 @@ impl Sink for RtspSink {
     }
 
     fn finish(&mut self) -> Result<()> {
-        let Some(Running { server, main_loop, thread }) = self.running.take() else { return Ok(()) };
-        server.client_filter(Some(&mut |_, _| RTSPFilterResult::Remove));
-        main_loop.quit();
-        if thread.join_until(Instant::now() + FINISH) {
-            return Ok(());
-        }
-        Err(Error::new(Kind::Pipeline, format!("the rtsp server did not end within {} s", FINISH.as_secs())))
+        self.serving.take().map_or(Ok(()), Serving::finish)
     }
 }
 
@@ -243,25 +210,11 @@ fn limit(server: &RTSPServer, cameras: &Arc<Cameras>) {
     });
 }
 
-fn attach_timers(context: &glib::MainContext, server: &RTSPServer, cameras: &Arc<Cameras>) {
+fn attach_repeat(context: &glib::MainContext, cameras: &Arc<Cameras>) {
     let cameras = cameras.clone();
     let repeat = move || {
         cameras.values().for_each(|camera| lock(camera).repeat());
         glib::ControlFlow::Continue
     };
-    let server = server.downgrade();
-    let cleanup = move || {
-        if let Some(pool) = server.upgrade().and_then(|server| server.session_pool()) {
-            pool.cleanup();
-        }
-        glib::ControlFlow::Continue
-    };
     glib::timeout_source_new(PACE, None, glib::Priority::DEFAULT, repeat).attach(Some(context));
-    glib::timeout_source_new(CLEANUP, None, glib::Priority::DEFAULT, cleanup).attach(Some(context));
-}
-
-/// The library does not say why it cannot listen; the system does.
-fn not_listening(listen: SocketAddr, error: glib::BoolError) -> Error {
-    let reason = TcpListener::bind(listen).map(drop).context(Kind::Io, || format!("output.rtsp.listen: cannot listen on {listen}"));
-    reason.err().unwrap_or_else(|| Error::new(Kind::Pipeline, format!("output.rtsp.listen: cannot listen on {listen}")).because(error))
 }

@@ -217,7 +217,8 @@ fn a_fragment_gives_pictures_and_tells_no_address() {
         let input = Input::Fragment(text.to_owned());
         open_with(limits(), CameraConfig { input, ..camera("") }, |_| true)
     };
-    let bars = fragment("videotestsrc is-live=true pattern=smpte75 ! video/x-raw,format=NV12,width=320,height=240,framerate=10/1");
+    let bars =
+        fragment("videotestsrc is-live=true pattern=smpte75 ! video/x-raw,format=NV12,width=320,height=240,framerate=10/1 ! videoconvert");
     let frame = bars.frame();
     assert!(has_bars(&frame.image) && frame.time_source == TimeSource::Pipeline);
     bars.stop();
@@ -240,10 +241,22 @@ fn hardware_that_is_not_there_is_no_loss() {
 
 #[test]
 fn a_stream_may_change_its_size() {
-    let line = "videotestsrc is-live=true num-buffers=30 pattern=smpte75 ! video/x-raw,format=I420,width=640,height=360,framerate=10/1 ! c. \
-                videotestsrc is-live=true pattern=smpte75 ! video/x-raw,format=I420,width=1280,height=720,framerate=10/1 ! c. \
-                concat name=c ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=5 ! rtph264pay name=pay0 pt=96 config-interval=-1";
-    let server = RtspServer::start(line, None);
+    let dir = tempfile::tempdir().unwrap();
+    let part = |name: &str, size: &str| {
+        let path = dir.path().join(name);
+        launch(&format!(
+            "videotestsrc num-buffers=40 pattern=smpte75 ! video/x-raw,format=I420,{size},framerate=10/1 \
+             ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=5 \
+             ! video/x-h264,stream-format=byte-stream ! filesink location=\"{}\"",
+            path.display()
+        ));
+        std::fs::read(path).unwrap()
+    };
+    let film = [part("small.h264", "width=640,height=360"), part("large.h264", "width=1280,height=720")].concat();
+    let path = dir.path().join("both.h264");
+    std::fs::write(&path, film).unwrap();
+    let line = format!("filesrc location=\"{}\" ! h264parse ! rtph264pay name=pay0 pt=96 config-interval=-1", path.display());
+    let server = RtspServer::start(&line, None);
     for decode in [Decode::All, Decode::Keyframes] {
         let open = open(CameraConfig { decode, ..camera(&server.uri()) });
         let deadline = Instant::now() + Duration::from_secs(30);

@@ -7,6 +7,7 @@ mod decoding;
 mod drafts;
 mod e2e;
 mod exact;
+mod faults;
 mod hub;
 mod layering;
 mod model;

@@ -5,6 +5,7 @@ pub mod camera;
 pub mod daemon;
 pub mod hub;
 pub mod media;
+pub mod proxy;
 pub mod rtsp;
 pub mod snapshot;
 pub mod source;

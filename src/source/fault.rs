@@ -59,7 +59,7 @@ impl Interpreter {
         }
         // The pad of a video would be linked.
         if debug.is_some_and(|debug| debug.contains("reason not-linked")) {
-            return Fault { reason: format!("{at} has no video"), retry: Retry::Soon };
+            return self.no_video();
         }
         let what = if error.matches(gstreamer::ResourceError::NotFound) { "not found" } else { "failed" };
         let details = [error.message(), debug.map(detail).unwrap_or_default()];
@@ -70,6 +70,11 @@ impl Interpreter {
             }
         }
         Fault { reason: format!("{at} {what}: {}", said.join(": ")), retry: Retry::Soon }
+    }
+
+    /// For a source that has sound alone.
+    pub fn no_video(&self) -> Fault {
+        Fault { reason: format!("{} has no video", self.place()), retry: Retry::Soon }
     }
 
     fn place(&self) -> String {

@@ -32,8 +32,8 @@ const NTP_BEHIND: i64 = 30_000;
 /// A picture is not taken for older than this by the pipeline's clock.
 const MOST_AGE: Duration = Duration::from_secs(30);
 
-/// At the end of a file: for what is still to be decoded.
-const END_GRACE: Duration = Duration::from_secs(10);
+/// At the end: for what is still to be decoded. Less than a pipeline may take to stop.
+const END_GRACE: Duration = Duration::from_secs(4);
 
 /// H.264 may have no keyframe at all: it is refreshed in stripes. After so long it is decoded from anywhere.
 const NO_KEYFRAME: Duration = Duration::from_secs(30);
@@ -103,18 +103,15 @@ impl Intake {
         if unit.key && unit.may_be_split() { self.held = Some(unit) } else { self.whole(unit) }
     }
 
-    /// Nothing more will come; returns when all of a file has been decoded.
+    /// Nothing more will come; returns when all that came has been decoded.
     pub fn end(&mut self) {
         if let Some(held) = self.held.take() {
             self.whole(held);
         }
-        if self.parts.live {
-            return self.own = None;
-        }
         let own = self.own.take().is_none_or(|own| own.finish(END_GRACE));
         let whole = own && self.parts.seat.wait(END_GRACE);
         if !whole {
-            tracing::warn!("the end of a file could not be decoded in time");
+            tracing::warn!("the last pictures could not be decoded in time");
         }
     }
 

@@ -112,6 +112,7 @@ fn rtsp(uri: &str, config: &CameraConfig, tap: &Arc<Tap>) -> Result<Element> {
         source.set_property("tls-database", Trust::read(file)?.database());
     }
     let (tap, file) = (Arc::downgrade(tap), config.ca_file.clone());
+    let offers = tap.clone();
     // Asked where the chain does not hold, or the name. Certificates stay on the thread that read them.
     source.connect("accept-certificate", false, move |values| {
         let shown = values.get(2).and_then(|value| value.get::<gio::TlsCertificate>().ok());
@@ -122,10 +123,14 @@ fn rtsp(uri: &str, config: &CameraConfig, tap: &Arc<Tap>) -> Result<Element> {
         }
         Some(named.to_value())
     });
-    source.connect("select-stream", false, |values| {
+    source.connect("select-stream", false, move |values| {
         let caps = values.get(2).and_then(|value| value.get::<gstreamer::Caps>().ok());
         let media = caps.and_then(|caps| caps.structure(0)?.get::<String>("media").ok());
-        Some((media.as_deref() == Some("video")).to_value())
+        let video = media.as_deref() == Some("video");
+        if let Some(tap) = offers.upgrade() {
+            tap.offered(video);
+        }
+        Some(video.to_value())
     });
     Ok(source)
 }

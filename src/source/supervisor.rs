@@ -177,6 +177,7 @@ impl Supervisor {
         let mut pictures = Pictures::default();
         let ended = match self.play(&pipeline, prepare, &tap, &mut pictures) {
             Ended::Lost(_) if tap.distrusted() => Ended::Lost(self.interpreter.untrusted()),
+            Ended::Lost(_) if tap.has_no_video() => Ended::Lost(self.interpreter.no_video()),
             ended => ended,
         };
         match &ended {

@@ -91,6 +91,9 @@ pub struct Tap {
     scarce: AtomicBool,
     panicked: AtomicBool,
     untrusted: AtomicBool,
+    /// The server offered streams, and pictures among them.
+    offered: AtomicBool,
+    offered_video: AtomicBool,
     frozen: Mutex<Option<Frozen>>,
     fault: Mutex<Option<Fault>>,
     /// Frames a second by the caps, in thousandths; 0: they do not say.
@@ -115,6 +118,8 @@ impl Tap {
             scarce: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
             untrusted: AtomicBool::new(false),
+            offered: AtomicBool::new(false),
+            offered_video: AtomicBool::new(false),
             fault: Mutex::new(None),
             announced: AtomicU64::new(0),
         }
@@ -155,6 +160,17 @@ impl Tap {
     /// Whether the server's certificate was refused.
     pub fn distrusted(&self) -> bool {
         self.untrusted.load(Ordering::Acquire)
+    }
+
+    /// Notes a stream that the server offers.
+    pub fn offered(&self, video: bool) {
+        self.offered.store(true, Ordering::Release);
+        self.offered_video.fetch_or(video, Ordering::AcqRel);
+    }
+
+    /// Whether it offers sound alone: the error that follows does not say so.
+    pub fn has_no_video(&self) -> bool {
+        self.offered.load(Ordering::Acquire) && !self.offered_video.load(Ordering::Acquire)
     }
 
     /// Ends the attempt, for a reason that the bus does not tell. The first one counts.

@@ -51,6 +51,12 @@ impl Camera {
         self
     }
 
+    /// On this port instead of any.
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
     /// Switches it on.
     pub fn on(mut self) -> Self {
         self.start();

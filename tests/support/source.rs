@@ -70,6 +70,32 @@ pub fn open_watched(config: CameraConfig) -> Open {
     open_gated(limits(), config, metrics, Box::new(move |candidate, luma| gate.admit(candidate.received, luma)))
 }
 
+/// With every hook calling `hook` by its name first.
+pub fn open_hooked(limits: Limits, config: CameraConfig, hook: impl Fn(&str) + Clone + Send + 'static) -> Open {
+    let (frame, frames) = unbounded();
+    let (status, statuses) = unbounded();
+    let [wants, admit, deliver, tells] = [hook.clone(), hook.clone(), hook.clone(), hook];
+    let hooks = Hooks {
+        wants: Box::new(move |_| {
+            wants("wants");
+            true
+        }),
+        admit: Box::new(move |_, _| {
+            admit("admit");
+            true
+        }),
+        deliver: Box::new(move |f| {
+            deliver("deliver");
+            drop(frame.send(f));
+        }),
+        status: Box::new(move |s| {
+            tells("status");
+            drop(status.send(s));
+        }),
+    };
+    start(limits, config, Metrics::new(), hooks, frames, statuses)
+}
+
 pub fn open_gated(limits: Limits, config: CameraConfig, metrics: Metrics, admit: Admit) -> Open {
     let (frame, frames) = unbounded();
     let (status, statuses) = unbounded();
@@ -79,6 +105,17 @@ pub fn open_gated(limits: Limits, config: CameraConfig, metrics: Metrics, admit:
         deliver: Box::new(move |f| drop(frame.send(f))),
         status: Box::new(move |s| drop(status.send(s))),
     };
+    start(limits, config, metrics, hooks, frames, statuses)
+}
+
+fn start(
+    limits: Limits,
+    config: CameraConfig,
+    metrics: Metrics,
+    hooks: Hooks,
+    frames: Receiver<Frame>,
+    statuses: Receiver<CameraStatus>,
+) -> Open {
     let stop = StopOnDrop(Shutdown::new());
     let decoders = Decoders::start().unwrap();
     let source = source::start_with(limits, config, hooks, &decoders, &metrics, stop.0.clone()).unwrap();

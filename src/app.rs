@@ -226,19 +226,25 @@ fn start_source(
     shutdown: &Shutdown,
     metrics: &Metrics,
 ) -> Result<Source> {
+    let status = move |status| publisher.iter().for_each(|publisher| publisher.camera_status(&status));
+    let hooks = hooks(&camera, putter, status, metrics);
+    source::start(camera, hooks, metrics, shutdown.clone())
+}
+
+/// What a camera's source calls: its gate, its place in the mailbox, and `status`.
+fn hooks(camera: &CameraConfig, putter: Putter<Job>, status: impl FnMut(CameraStatus) + Send + 'static, metrics: &Metrics) -> Hooks {
     let mut gate = Gate::new(camera.interval, camera.motion.clone(), &camera.id, metrics);
     let prompt = Arc::new(camera.prompt.clone());
     let dropped = metrics.counter("frames_dropped", camera.id.as_str());
-    let hooks = Hooks {
+    Hooks {
         admit: Box::new(move |candidate, luma| gate.admit(candidate.received, luma)),
         deliver: Box::new(move |frame| {
             if putter.put(Job { frame, prompt: prompt.clone() }) != Put::Stored {
                 dropped.add();
             }
         }),
-        status: Box::new(move |status| publisher.iter().for_each(|publisher| publisher.camera_status(&status))),
-    };
-    source::start(camera, hooks, metrics, shutdown.clone())
+        status: Box::new(status),
+    }
 }
 
 fn disabled(camera: &CameraId) -> CameraStatus {

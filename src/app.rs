@@ -257,11 +257,18 @@ fn start_source(
     shutdown: &Shutdown,
     metrics: &Metrics,
 ) -> Result<Source> {
+    let status = move |status| publisher.iter().for_each(|publisher| publisher.camera_status(&status));
+    let hooks = hooks(&camera, putter, status, metrics);
+    source::start(camera, hooks, decoders, metrics, shutdown.clone())
+}
+
+/// What a camera's source calls: its gate, its place in the mailbox, and `status`.
+fn hooks(camera: &CameraConfig, putter: Putter<Job>, status: impl FnMut(CameraStatus) + Send + 'static, metrics: &Metrics) -> Hooks {
     let gate = Arc::new(Mutex::new(Gate::new(camera.interval, camera.motion.clone(), &camera.id, metrics)));
     let asked = gate.clone();
     let prompt = Arc::new(camera.prompt.clone());
     let dropped = metrics.counter("frames_dropped", camera.id.as_str());
-    let hooks = Hooks {
+    Hooks {
         wants: Box::new(move |candidate| locked(&asked).wants(candidate.received)),
         admit: Box::new(move |candidate, luma| locked(&gate).admit(candidate.received, luma)),
         deliver: Box::new(move |frame| {
@@ -269,9 +276,8 @@ fn start_source(
                 dropped.add();
             }
         }),
-        status: Box::new(move |status| publisher.iter().for_each(|publisher| publisher.camera_status(&status))),
-    };
-    source::start(camera, hooks, decoders, metrics, shutdown.clone())
+        status: Box::new(status),
+    }
 }
 
 fn locked(gate: &Mutex<Gate>) -> MutexGuard<'_, Gate> {

@@ -7,6 +7,7 @@ pub mod hash;
 pub mod mailbox;
 pub mod memory;
 pub mod metrics;
+pub mod process;
 pub mod redact;
 pub mod shutdown;
 pub mod systemd;

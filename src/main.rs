@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
+use palisade::app::bench::{self, cameras};
 use palisade::app::oneshot::{self, DetectArgs, ProbeArgs};
-use palisade::app::{self, bench, check, demo, serve};
+use palisade::app::{self, check, demo, serve};
 use palisade::base::error::{Context, Kind, Result};
 use palisade::base::metrics::Metrics;
 use palisade::base::redact::SecretString;
 use palisade::base::shutdown::Shutdown;
-use palisade::config::{LogConfig, LogFormat};
+use palisade::config::{Decode, LogConfig, LogFormat};
 use palisade::sink::video::serve::{Footage, Login, ServeConfig};
 use palisade::types::{Device, Dtype, Prompt};
 
@@ -169,6 +170,8 @@ enum Bench {
     /// Measure the model: time to load, time of each stage of a frame, memory, operations a second
     #[command(override_usage = "palisade bench model (--model DIR|HUB_ID | --config FILE --random) [OPTIONS]")]
     Model(BenchModel),
+    /// Measure cameras: processor time, memory, and how fresh and even their frames reach the detector
+    Cameras(BenchCameras),
 }
 
 #[derive(Args)]
@@ -198,6 +201,44 @@ struct BenchModel {
     json: bool,
 }
 
+#[derive(Args)]
+struct BenchCameras {
+    /// How many
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    count: u16,
+    /// A file with H.264 or H.265 video, shown by each of them
+    #[arg(long, value_name = "FILE")]
+    clip: PathBuf,
+    /// Seconds between two looks at a camera
+    #[arg(long, default_value = "2", value_name = "SECONDS", value_parser = interval)]
+    interval: Duration,
+    /// Seconds to measure, once every camera has given a frame
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(1..=3600))]
+    seconds: u16,
+    /// Which frames are decoded: auto, keyframes or all
+    #[arg(long, default_value = "auto", value_name = "WHICH", value_parser = decode)]
+    decode: Decode,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Seconds between looks.
+fn interval(text: &str) -> std::result::Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.01..=3600.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("{text:?} must be a number in 0.01..=3600"))
+}
+
+/// Named as in the configuration.
+fn decode(text: &str) -> std::result::Result<Decode, String> {
+    match text {
+        "auto" => Ok(Decode::Auto),
+        "keyframes" => Ok(Decode::Keyframes),
+        "all" => Ok(Decode::All),
+        _ => Err(format!("{text:?} must be auto, keyframes or all")),
+    }
+}
+
 /// A number in 0..=1.
 fn share(text: &str) -> std::result::Result<f32, String> {
     let number = text.parse().ok().filter(|number| (0.0..=1.0).contains(number));
@@ -223,6 +264,7 @@ fn main() -> ExitCode {
         Command::Detect(args) => finish(detect(args)),
         Command::Probe(args) => finish(probe(args).map(|()| 0)),
         Command::Bench { what: Bench::Model(args) } => finish(bench_model(args).map(|()| 0)),
+        Command::Bench { what: Bench::Cameras(args) } => finish(bench_cameras(args).map(|()| 0)),
         Command::Demo { samples, out } => finish(run_demo(&samples, out)),
         Command::Serve(args) => finish(run_serve(args).map(|()| 0)),
     }
@@ -314,6 +356,14 @@ fn bench_model(args: BenchModel) -> Result<()> {
         still: args.still,
         json: args.json,
     })
+}
+
+fn bench_cameras(args: BenchCameras) -> Result<()> {
+    warn_only()?;
+    let shutdown = Shutdown::new();
+    stop_on_signals(&shutdown, || {})?;
+    let BenchCameras { count, clip, interval, seconds, decode, json } = args;
+    cameras::run(&cameras::CamerasArgs { count, clip, interval, time: Duration::from_secs(seconds.into()), decode, json }, &shutdown)
 }
 
 fn run_serve(args: Serve) -> Result<()> {

@@ -1,10 +1,11 @@
-//! `palisade bench`: what it measures, and what it says to arguments that it cannot use. No time is asserted.
+//! `palisade bench`: what it measures, and what it says to arguments that it cannot use. No speed is asserted.
 
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
 use crate::support::daemon::{PALISADE, repository};
+use crate::support::media;
 
 /// Runs `palisade bench model` in the repository.
 fn bench_model(arguments: &[&str]) -> Output {
@@ -91,6 +92,72 @@ fn arguments_that_cannot_be_used_are_sentences() {
     ];
     for (arguments, code, sentence) in cases {
         let output = bench_model(arguments);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {told}");
+        assert!(told.contains(sentence) && !told.contains("panicked"), "{arguments:?}: {told}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+/// Runs `palisade bench cameras`.
+fn bench_cameras(arguments: &[&str]) -> Output {
+    Command::new(PALISADE).args(["bench", "cameras"]).args(arguments).output().unwrap()
+}
+
+#[test]
+fn the_cameras_figures_go_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let clip = media::clip(folder.path(), "a.mp4", 20, 10, 5);
+    let clip = clip.to_str().unwrap();
+    let output = bench_cameras(&["--count", "2", "--clip", clip, "--seconds", "2", "--interval", "0.5", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for (key, expected) in [("cameras", 2), ("frames_dropped", 0), ("reconnects", 0), ("jitter_buffer_ms", 200)] {
+        assert_eq!(report[key], expected, "{key} in {report}");
+    }
+    assert_eq!((&report["interval"], &report["seconds"], &report["decode"]), (&0.5.into(), &2.0.into(), &"auto".into()));
+    assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("no number in {report}"));
+    let (received, sampled) = (number(&report["frames_in"]), number(&report["frames_sampled"]));
+    assert!(0.0 < sampled && sampled <= received, "{report}");
+    let even = &report["frames_a_camera"];
+    let (mean, min, fairness) = (number(&even["mean"]), number(&even["min"]), number(&even["fairness"]));
+    // One look more or less may lie on each side of either end.
+    assert!(1.0 <= min && min <= mean && (mean * 2.0 - sampled).abs() <= 2.0, "{report}");
+    assert!((fairness - min / mean).abs() < 0.001, "{report}");
+    // Whether a camera's clock is known after so short a time is up to the camera.
+    let latency = &report["latency_ms"];
+    if number(&latency["frames"]) > 0.0 {
+        assert!(number(&latency["p50"]) <= number(&latency["p99"]), "{report}");
+    }
+    for key in ["cpu_s_per_camera_s", "server_cpu_s_per_camera_s", "threads", "descriptors"] {
+        assert!(number(&report[key]) >= 0.0, "{key} in {report}");
+    }
+    number(&report["rss_mib_per_camera"]);
+
+    let output = bench_cameras(&["--count", "1", "--clip", clip, "--seconds", "1"]);
+    let table = String::from_utf8(output.stdout).unwrap();
+    for line in ["cameras: 1, a look each 2 s, ", "of a core a camera ", "memory a camera ", "frames a camera ", "latency, p99 "] {
+        assert!(table.lines().any(|told| told.starts_with(line)), "{line} in {table}");
+    }
+}
+
+#[test]
+fn cameras_that_cannot_be_are_sentences() {
+    let folder = tempfile::tempdir().unwrap();
+    let sound = folder.path().join("sound.wav");
+    media::launch(&format!("audiotestsrc num-buffers=20 ! wavenc ! filesink location=\"{}\"", sound.display()));
+    let sound = sound.to_str().unwrap();
+    let cases: [(&[&str], i32, &str); 6] = [
+        (&["--count", "1", "--clip", "no/such.mp4"], 1, "palisade: --clip no/such.mp4 cannot be read: No such file"),
+        (&["--count", "1", "--clip", sound], 1, "sound.wav has no H.264 or H.265 video"),
+        (&["--count", "0", "--clip", sound], 2, "0 is not in 1..=256"),
+        (&["--count", "257", "--clip", sound], 2, "257 is not in 1..=256"),
+        (&["--count", "1", "--clip", sound, "--interval", "0"], 2, "must be a number in 0.01..=3600"),
+        (&["--count", "1", "--clip", sound, "--decode", "some"], 2, "must be auto, keyframes or all"),
+    ];
+    for (arguments, code, sentence) in cases {
+        let output = bench_cameras(arguments);
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {told}");
         assert!(told.contains(sentence) && !told.contains("panicked"), "{arguments:?}: {told}");

@@ -1,5 +1,7 @@
-//! How fast it is on this machine: `bench model` measures a model, with its weights or with random ones of its shape, and
-//! tells it as a table or as one JSON object.
+//! How fast it is on this machine: `bench model` measures a model, with its weights or with random ones of its shape,
+//! `bench cameras` what comes before it. Each tells it as a table or as one JSON object.
+
+pub mod cameras;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;

@@ -4,12 +4,17 @@
 ///
 /// From `VmHWM` in `/proc/self/status` (see `proc_pid_status(5)`); `None` where there is no such file.
 pub fn peak_mib() -> Option<f64> {
-    parse(&std::fs::read_to_string("/proc/self/status").ok()?)
+    parse(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
+/// The memory that is resident now, in MiB, counted as in `peak_mib`.
+pub fn resident_mib() -> Option<f64> {
+    parse(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
 /// The kernel writes `kB` and means KiB.
-fn parse(status: &str) -> Option<f64> {
-    let value = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+fn parse(status: &str, key: &str) -> Option<f64> {
+    let value = status.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = value.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
     Some(kib as f64 / 1024.0)
 }
@@ -19,10 +24,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_peak_is_read_in_mib() {
-        assert_eq!(parse("Name:\tx\nVmPeak:\t    4096 kB\nVmHWM:\t    2560 kB\nVmRSS:\t 1024 kB\n"), Some(2.5));
-        assert_eq!(parse("VmPeak:\t 4096 kB\n"), None);
-        assert_eq!(parse("VmHWM:\t many kB\n"), None);
+    fn a_line_is_read_in_mib() {
+        let status = "Name:\tx\nVmPeak:\t    4096 kB\nVmHWM:\t    2560 kB\nVmRSS:\t 1024 kB\n";
+        assert_eq!((parse(status, "VmHWM:"), parse(status, "VmRSS:")), (Some(2.5), Some(1.0)));
+        assert_eq!(parse("VmPeak:\t 4096 kB\n", "VmHWM:"), None);
+        assert_eq!(parse("VmHWM:\t many kB\n", "VmHWM:"), None);
     }
 
     #[test]

@@ -22,9 +22,6 @@ use crate::source::tap::Tap;
 use crate::source::unit::{self, Unit};
 use crate::types::TimeSource;
 
-/// Seconds from the NTP epoch (1900) to the Unix epoch.
-const NTP_TO_UNIX: u64 = 2_208_988_800;
-
 /// A camera's clock that is further ahead or behind (milliseconds) is not believed.
 const NTP_AHEAD: i64 = 2_000;
 const NTP_BEHIND: i64 = 30_000;
@@ -85,7 +82,7 @@ impl Intake {
             self.raw = VideoInfo::from_caps(&caps).ok().filter(|_| caps.structure(0).is_some_and(|s| s.name() == "video/x-raw"));
             self.caps = Some(caps.clone());
         }
-        let moment = moment(&buffer, segment, now, self.parts.live);
+        let moment = moment(&buffer, segment, now, self.parts.live, tap.camera_time(buffer.pts()));
         if let Some(info) = &self.raw {
             tap.counters().frames_in.add();
             return tap.picture(&Picture { buffer, info: info.clone() }, moment, &mut self.converter);
@@ -164,8 +161,8 @@ impl Intake {
     }
 }
 
-/// When a picture came, and when it was taken.
-fn moment(buffer: &gstreamer::Buffer, segment: &gstreamer::Segment, now: Option<ClockTime>, live: bool) -> Candidate {
+/// When a picture came, and when it was taken: by the camera's clock `ntp` if that is to be believed.
+fn moment(buffer: &gstreamer::Buffer, segment: &gstreamer::Segment, now: Option<ClockTime>, live: bool, ntp: Option<Utc>) -> Candidate {
     let (received, clock) = (Instant::now(), Utc::now());
     let segment = segment.downcast_ref::<ClockTime>();
     if !live {
@@ -173,19 +170,11 @@ fn moment(buffer: &gstreamer::Buffer, segment: &gstreamer::Segment, now: Option<
         return Candidate { received, captured: clock, time_source: TimeSource::File, position };
     }
     let believed = |ntp: &Utc| (clock.millis() - NTP_BEHIND..=clock.millis() + NTP_AHEAD).contains(&ntp.millis());
-    if let Some(captured) = ntp_time(buffer).filter(believed) {
+    if let Some(captured) = ntp.filter(believed) {
         return Candidate { received, captured, time_source: TimeSource::Ntp, position: None };
     }
     let running = segment.zip(buffer.pts()).and_then(|(segment, pts)| segment.to_running_time(pts));
     let age = now.zip(running).and_then(|(now, running)| now.checked_sub(running)).map_or(Duration::ZERO, Duration::from).min(MOST_AGE);
     let captured = Utc::from_millis(clock.millis() - i64::try_from(age.as_millis()).unwrap_or_default());
     Candidate { received, captured, time_source: TimeSource::Pipeline, position: None }
-}
-
-/// The camera's time of a picture, where RTCP sender reports gave it.
-fn ntp_time(buffer: &gstreamer::BufferRef) -> Option<Utc> {
-    let is_ntp = |caps: &gstreamer::CapsRef| caps.structure(0).is_some_and(|s| s.name() == "timestamp/x-ntp");
-    let meta = buffer.iter_meta::<gstreamer::ReferenceTimestampMeta>().find(|meta| is_ntp(meta.reference()))?;
-    let millis = meta.timestamp().mseconds().checked_sub(NTP_TO_UNIX * 1000)?;
-    i64::try_from(millis).ok().map(Utc::from_millis)
 }

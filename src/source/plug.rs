@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use gstreamer::glib;
 use gstreamer::prelude::*;
-use gstreamer::{Caps, Element, ElementFactory, ElementFactoryType, Pad, Pipeline, Rank};
+use gstreamer::{Caps, Element, ElementFactory, ElementFactoryType, Pad, PadProbeReturn, PadProbeType, Pipeline, Rank};
 
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::source::fault;
@@ -147,6 +147,13 @@ impl Plug {
         let depay = factory.create().build().context(Kind::Pipeline, || format!("cannot make {}", factory.name()))?;
         add(pipeline, pad, &depay)?;
         let unpacked = src(&depay)?;
+        let tap = self.tap.clone();
+        unpacked.add_probe(PadProbeType::BUFFER, move |_, info| {
+            if let (Some(tap), Some(buffer)) = (tap.upgrade(), info.buffer()) {
+                tap.note_time(buffer);
+            }
+            PadProbeReturn::Ok
+        });
         // In this form the depayloader puts a picture together by the packets' times and marks.
         let whole = match encoding.as_str() {
             "H264" => Some("video/x-h264,stream-format=avc,alignment=au"),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use gstreamer::BufferFlags;
 
+use crate::base::clock::Utc;
 use crate::base::metrics::{Counter, Metrics};
 use crate::source::convert::{self, Converter};
 use crate::source::decoder::Picture;
@@ -17,6 +18,9 @@ use crate::source::frozen::Frozen;
 use crate::source::watch::{Fault, Pulse, Retry};
 use crate::source::{Admit, Candidate, Hooks, Wants};
 use crate::types::{CameraId, CameraStatus, Frame};
+
+/// Seconds from the NTP epoch (1900) to the Unix epoch.
+const NTP_TO_UNIX: u64 = 2_208_988_800;
 
 /// The hooks that are called with pictures; taken out when the source ends.
 pub struct Outlets {
@@ -96,6 +100,8 @@ pub struct Tap {
     offered_video: AtomicBool,
     frozen: Mutex<Option<Frozen>>,
     fault: Mutex<Option<Fault>>,
+    /// Milliseconds from the stream's time to the camera's clock, in Unix time.
+    clock: Mutex<Option<i64>>,
     /// Frames a second by the caps, in thousandths; 0: they do not say.
     announced: AtomicU64,
 }
@@ -121,6 +127,7 @@ impl Tap {
             offered: AtomicBool::new(false),
             offered_video: AtomicBool::new(false),
             fault: Mutex::new(None),
+            clock: Mutex::new(None),
             announced: AtomicU64::new(0),
         }
     }
@@ -194,6 +201,23 @@ impl Tap {
         let rate = rate.filter(|rate| rate.numer() > 0 && rate.denom() > 0);
         let thousandths = rate.map_or(0.0, |rate| f64::from(rate.numer()) / f64::from(rate.denom()) * 1000.0);
         self.announced.store(thousandths as u64, Ordering::Relaxed);
+    }
+
+    /// Notes the camera's time of a picture, where RTCP sender reports gave it. Read ahead of the parser, which does not
+    /// carry it on to the keyframes that it leads in.
+    pub fn note_time(&self, buffer: &gstreamer::BufferRef) {
+        let is_ntp = |caps: &gstreamer::CapsRef| caps.structure(0).is_some_and(|s| s.name() == "timestamp/x-ntp");
+        let ntp = buffer.iter_meta::<gstreamer::ReferenceTimestampMeta>().find(|meta| is_ntp(meta.reference()));
+        let unix = ntp.and_then(|ntp| ntp.timestamp().mseconds().checked_sub(NTP_TO_UNIX * 1000));
+        if let Some((unix, pts)) = unix.zip(buffer.pts()) {
+            *lock(&self.clock) = i64::try_from(unix).ok().zip(i64::try_from(pts.mseconds()).ok()).map(|(unix, pts)| unix - pts);
+        }
+    }
+
+    /// The camera's time of a picture; `None` where it is not known.
+    pub fn camera_time(&self, pts: Option<gstreamer::ClockTime>) -> Option<Utc> {
+        let pts = i64::try_from(pts?.mseconds()).ok()?;
+        Some(Utc::from_millis((*lock(&self.clock))? + pts))
     }
 
     /// Notes that data came.

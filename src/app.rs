@@ -9,7 +9,7 @@ pub mod serve;
 
 mod results;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
@@ -18,7 +18,7 @@ use crate::annotate::Annotator;
 use crate::base::clock::Utc;
 use crate::base::error::{Error, Kind, Result};
 use crate::base::mailbox::{Put, Putter, mailbox};
-use crate::base::metrics::Metrics;
+use crate::base::metrics::{Counter, Metrics};
 use crate::base::shutdown::Shutdown;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
@@ -30,7 +30,7 @@ use crate::mqtt::{self, Mqtt, Publisher};
 use crate::sink::snapshot::SnapshotSink;
 use crate::sink::video::{CustomSink, FileSink, RtspSink};
 use crate::sink::{Fanout, Sink};
-use crate::source::{self, Hooks, Source};
+use crate::source::{self, Decoders, Hooks, Source};
 use crate::types::{CameraId, CameraState, CameraStatus};
 use results::Results;
 
@@ -39,6 +39,12 @@ const WORKERS_GRACE: Duration = Duration::from_secs(2);
 
 /// From the order to stop: when every sink has finished its files. The service manager waits ten seconds in all.
 const SINKS_GRACE: Duration = Duration::from_millis(6500);
+
+/// Between two words to the service manager that the main loop turns; the unit allows a minute.
+const ALIVE: Duration = Duration::from_secs(15);
+
+/// So many pipelines may hang: each holds memory, threads and a connection for ever.
+const MOST_ABANDONED: u64 = 3;
 
 /// For the last messages and `offline`.
 const MQTT_GRACE: Duration = Duration::from_millis(1500);
@@ -127,6 +133,8 @@ fn start_mqtt(config: &Config, cameras: &[CameraId], model: &PaliGemma, metrics:
 /// The running stages, in the order of the data.
 struct Daemon {
     sources: Vec<Source>,
+    decoders: Decoders,
+    abandoned: Vec<Counter>,
     workers: Vec<Thread>,
     results: Results,
     mqtt: Option<Mqtt>,
@@ -154,10 +162,12 @@ impl Daemon {
         let workers = detect::start(detectors, max_batch, &jobs, &send, metrics)?;
         // From here on the workers alone hold these: when they end, so does what waits for them.
         drop((send, jobs));
+        let decoders = Decoders::start()?;
+        let abandoned = config.cameras.iter().map(|camera| metrics.counter("teardowns_abandoned", camera.id.as_str())).collect();
         let mut sources = Vec::new();
         for (camera, putter) in config.cameras.into_iter().zip(putters) {
             if camera.enabled {
-                match start_source(camera, putter, publisher.clone(), shutdown, metrics) {
+                match start_source(camera, putter, publisher.clone(), &decoders, shutdown, metrics) {
                     Ok(source) => sources.push(source),
                     Err(error) => {
                         // Those that run already are joined as they are dropped, and only the flag ends them.
@@ -169,17 +179,28 @@ impl Daemon {
                 publisher.camera_status(&disabled(&camera.id));
             }
         }
-        Ok(Self { sources, workers, results, mqtt })
+        Ok(Self { sources, decoders, abandoned, workers, results, mqtt })
     }
 
     /// Returns when the flag goes up or no source is left.
     ///
     /// # Errors
-    /// When a stage that should run as long as the sources has ended: the service manager then starts the daemon anew.
+    /// When a stage that should run as long as the sources has ended, or what hangs in GStreamer is more than a process
+    /// should carry: the service manager then starts the daemon anew.
     fn wait(&self, shutdown: &Shutdown) -> Result<()> {
         // At the end of the last source the workers may be gone a moment before its thread is.
         let mut strange = 0;
+        let mut told = Instant::now();
         while !shutdown.wait(Duration::from_millis(100)) {
+            if told.elapsed() >= ALIVE {
+                systemd::alive();
+                told = Instant::now();
+            }
+            if let Some(sick) = self.sick() {
+                // What hangs is not waited for as at a natural end.
+                shutdown.trigger();
+                return Err(Error::new(Kind::Pipeline, sick));
+            }
             if self.sources.iter().all(Source::is_finished) {
                 tracing::info!("every source has come to its end");
                 return Ok(());
@@ -192,6 +213,15 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// What only a new process mends.
+    fn sick(&self) -> Option<String> {
+        let hang: u64 = self.abandoned.iter().map(Counter::get).sum();
+        if hang > MOST_ABANDONED {
+            return Some(format!("{hang} pipelines hang and hold what they hold; only a new start frees it"));
+        }
+        self.decoders.hang().then(|| "every decoder hangs; only a new start frees them".to_owned())
     }
 
     fn stop(self, shutdown: &Shutdown) {
@@ -223,21 +253,24 @@ fn start_source(
     camera: CameraConfig,
     putter: Putter<Job>,
     publisher: Option<Publisher>,
+    decoders: &Decoders,
     shutdown: &Shutdown,
     metrics: &Metrics,
 ) -> Result<Source> {
     let status = move |status| publisher.iter().for_each(|publisher| publisher.camera_status(&status));
     let hooks = hooks(&camera, putter, status, metrics);
-    source::start(camera, hooks, metrics, shutdown.clone())
+    source::start(camera, hooks, decoders, metrics, shutdown.clone())
 }
 
 /// What a camera's source calls: its gate, its place in the mailbox, and `status`.
 fn hooks(camera: &CameraConfig, putter: Putter<Job>, status: impl FnMut(CameraStatus) + Send + 'static, metrics: &Metrics) -> Hooks {
-    let mut gate = Gate::new(camera.interval, camera.motion.clone(), &camera.id, metrics);
+    let gate = Arc::new(Mutex::new(Gate::new(camera.interval, camera.motion.clone(), &camera.id, metrics)));
+    let asked = gate.clone();
     let prompt = Arc::new(camera.prompt.clone());
     let dropped = metrics.counter("frames_dropped", camera.id.as_str());
     Hooks {
-        admit: Box::new(move |candidate, luma| gate.admit(candidate.received, luma)),
+        wants: Box::new(move |candidate| locked(&asked).wants(candidate.received)),
+        admit: Box::new(move |candidate, luma| locked(&gate).admit(candidate.received, luma)),
         deliver: Box::new(move |frame| {
             if putter.put(Job { frame, prompt: prompt.clone() }) != Put::Stored {
                 dropped.add();
@@ -245,6 +278,10 @@ fn hooks(camera: &CameraConfig, putter: Putter<Job>, status: impl FnMut(CameraSt
         }),
         status: Box::new(status),
     }
+}
+
+fn locked(gate: &Mutex<Gate>) -> MutexGuard<'_, Gate> {
+    gate.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn disabled(camera: &CameraId) -> CameraStatus {

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::base::redact::SecretString;
+use crate::base::redact::{self, SecretString};
 use crate::types::{CameraId, MinScore, Prompt};
 
 pub use crate::types::{Device, Dtype, ModelSource};
@@ -41,8 +41,12 @@ impl std::error::Error for Faults {}
 /// What only a stage can judge; each gives a sentence that goes on after the key path.
 #[derive(Clone, Copy)]
 pub struct Checks<'c> {
-    /// A `gst-launch` fragment.
+    /// A `gst-launch` fragment that takes video and ends in a sink.
     pub fragment: &'c dyn Fn(&str) -> Result<(), String>,
+    /// A `gst-launch` fragment that begins with a source and ends in raw video.
+    pub source: &'c dyn Fn(&str) -> Result<(), String>,
+    /// The file of the authority, or of the one certificate, that a camera is trusted by.
+    pub ca_file: &'c dyn Fn(&Path) -> Result<(), String>,
     /// The broker's encryption.
     pub tls: &'c dyn Fn(&TlsConfig) -> Result<(), String>,
     /// A device to compute on.
@@ -156,12 +160,22 @@ impl CameraConfig {
 }
 
 /// Where a camera's pictures come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Input {
     /// `rtsp:// rtsps:// http:// https:// file:// v4l2://`, without credentials.
     Uri(String),
     /// A `gst-launch` fragment that ends in raw video.
     Fragment(String),
+}
+
+impl fmt::Debug for Input {
+    /// A fragment may hold credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uri(uri) => write!(f, "Uri({})", redact::uri(uri)),
+            Self::Fragment(_) => f.write_str("Fragment(***)"),
+        }
+    }
 }
 
 /// How RTSP sends its packets.

@@ -45,7 +45,12 @@ impl Gate {
         Self { interval: Interval::new(every), watch }
     }
 
-    /// Whether a frame that left the decoder at `now` is to be looked at; `luma` is asked for where motion counts.
+    /// Whether a frame that came at `now` may be looked at, or tell of motion: else it need not be decoded.
+    pub fn wants(&self, now: Instant) -> bool {
+        self.interval.is_due(now) || self.watch.as_ref().is_some_and(|watch| watch.is_due(now))
+    }
+
+    /// Whether a frame that came at `now` is to be looked at; `luma` is asked for where motion counts.
     pub fn admit(&mut self, now: Instant, luma: impl FnOnce() -> Option<Luma>) -> bool {
         let Some(watch) = &mut self.watch else { return self.interval.admit(now) };
         watch.check(now, luma);
@@ -71,8 +76,12 @@ struct Watch {
 }
 
 impl Watch {
+    fn is_due(&self, now: Instant) -> bool {
+        self.checked.is_none_or(|at| now.saturating_duration_since(at) >= self.every)
+    }
+
     fn check(&mut self, now: Instant, luma: impl FnOnce() -> Option<Luma>) {
-        if self.checked.is_some_and(|at| now.saturating_duration_since(at) < self.every) {
+        if !self.is_due(now) {
             return;
         }
         self.checked = Some(now);
@@ -136,8 +145,9 @@ impl Interval {
         Self { every, next: None }
     }
 
+    /// A tenth of the interval early counts: a keyframe a millisecond before its time is nearer to it than the next one.
     fn is_due(&self, now: Instant) -> bool {
-        self.next.is_none_or(|due| now >= due)
+        self.next.is_none_or(|due| now + self.every / 10 >= due)
     }
 
     fn admit(&mut self, now: Instant) -> bool {
@@ -170,6 +180,12 @@ mod tests {
         // 25 frames a second, each up to 9 ms late: five looks a second are due, and are had.
         let frames = (0..250u64).map(|n| n * 40 + n * 7 % 10);
         assert_eq!(admitted(200, frames).len(), 50);
+    }
+
+    #[test]
+    fn keyframes_as_often_as_looks_are_all_taken_though_they_jitter() {
+        let keyframes = (0..100u64).map(|n| n * 2000 + 50 - n * 37 % 50);
+        assert_eq!(admitted(2000, keyframes).len(), 100);
     }
 
     #[test]

@@ -1,13 +1,29 @@
 //! Floor 3: a camera or file becomes frames.
 //!
-//! One supervisor thread per camera builds the whole pipeline, watches it, and builds it anew when it fails. A gate
-//! ahead of the colour conversion asks whether a decoded frame is wanted, so only those are converted to RGB.
+//! One supervisor thread per camera builds the whole pipeline, watches it, and builds it anew when it fails. The pipeline
+//! ends ahead of the decoder: keyframes go to decoders that all cameras share, or every picture to one of the camera's
+//! own. Only pictures that the gate admits are converted to RGB.
 
+mod choice;
+mod convert;
+mod decoder;
+mod device;
+mod event;
 mod fault;
+mod fragment;
+mod frozen;
+mod gop;
+mod intake;
 mod location;
+mod own;
 mod pipeline;
+mod plan;
+mod plug;
+mod pool;
 mod supervisor;
 mod tap;
+mod trust;
+mod unit;
 mod watch;
 
 use std::sync::Arc;
@@ -20,11 +36,16 @@ use crate::base::shutdown::Shutdown;
 use crate::base::thread::{self, Thread};
 use crate::config::CameraConfig;
 use crate::types::{CameraStatus, Frame, Luma, TimeSource};
+use event::Board;
 
-/// What is known of a decoded frame before it is converted.
+pub use fragment::check_fragment;
+pub use pool::Decoders;
+pub use trust::check_ca;
+
+/// What is known of a frame before it is decoded.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
-    /// When it left the decoder.
+    /// When it reached this machine.
     pub received: Instant,
     /// When it was taken.
     pub captured: Utc,
@@ -37,14 +58,19 @@ pub struct Candidate {
 /// What a source calls. All are dropped when the source ends, whatever becomes of its pipeline. A panic in one is
 /// caught and ends the attempt, not the daemon.
 pub struct Hooks {
-    /// Called on the streaming thread for each decoded frame, before any conversion; `true`: convert and deliver it. The
-    /// second argument computes the frame's brightness, `None` where its format is not known.
+    /// Called for each keyframe where only those are decoded, before it is: `false` saves the decoding.
+    pub wants: Wants,
+    /// Called for each decoded frame, before any conversion; `true`: convert and deliver it. The second argument computes
+    /// the frame's brightness, `None` where its format is not known.
     pub admit: Admit,
-    /// Called on the streaming thread with each admitted frame; must not block.
+    /// Called with each admitted frame; must not block.
     pub deliver: Box<dyn FnMut(Frame) + Send>,
     /// Called on the supervisor's thread at each change of state, once.
     pub status: Box<dyn FnMut(CameraStatus) + Send>,
 }
+
+/// Whether a frame would be wanted.
+pub type Wants = Box<dyn FnMut(Candidate) -> bool + Send>;
 
 /// Whether a frame is wanted.
 pub type Admit = Box<dyn FnMut(Candidate, &dyn Fn() -> Option<Luma>) -> bool + Send>;
@@ -59,13 +85,13 @@ pub struct Limits {
     /// Without a decoded frame while data comes, where only keyframes are decoded: cameras with a "smart" codec
     /// send one every half minute.
     pub keyframe_gap: Duration,
-    /// An attempt that delivered for so long starts the backoff anew.
+    /// An attempt that showed pictures for so long starts the backoff anew.
     pub healthy: Duration,
     /// The first ceiling of the backoff.
     pub backoff_first: Duration,
     /// The last ceiling of the backoff.
     pub backoff_most: Duration,
-    /// The least delay after refused credentials: cameras lock accounts after a few failures.
+    /// The least delay where a person has to act first: cameras lock accounts after a few failures.
     pub refused: Duration,
     /// For a pipeline to reach NULL; after that it is left behind and counted.
     pub teardown: Duration,
@@ -89,7 +115,7 @@ impl Default for Limits {
 /// A running camera or file.
 pub struct Source {
     thread: Thread,
-    board: Arc<tap::Board>,
+    board: Arc<Board>,
 }
 
 /// Makes GStreamer ready; further calls do nothing.
@@ -102,25 +128,33 @@ pub fn init() -> Result<()> {
 
 /// Starts the supervisor `cam-<id>`; it ends at `shutdown` or when a file was played once.
 ///
-/// Counts, each with the camera's id: `frames_in` (decoded), `frames_sampled` (admitted), `reconnects`,
-/// `teardowns_abandoned`.
+/// Counts, each with the camera's id: `frames_in` (that the camera sent), `frames_decoded`, `frames_sampled` (admitted),
+/// `frames_skipped` (that no decoder came round to), `frames_damaged`, `reconnects`, `teardowns_abandoned`, and each change
+/// of state as `camera_<state>`.
 ///
 /// # Errors
 /// When the URI is unusable, GStreamer cannot start, or there is no thread to be had.
-pub fn start(config: CameraConfig, hooks: Hooks, metrics: &Metrics, shutdown: Shutdown) -> Result<Source> {
-    start_with(Limits::default(), config, hooks, metrics, shutdown)
+pub fn start(config: CameraConfig, hooks: Hooks, decoders: &Decoders, metrics: &Metrics, shutdown: Shutdown) -> Result<Source> {
+    start_with(Limits::default(), config, hooks, decoders, metrics, shutdown)
 }
 
 /// As `start`, with other waits.
 ///
 /// # Errors
 /// As `start`.
-pub fn start_with(limits: Limits, config: CameraConfig, hooks: Hooks, metrics: &Metrics, shutdown: Shutdown) -> Result<Source> {
+pub fn start_with(
+    limits: Limits,
+    config: CameraConfig,
+    hooks: Hooks,
+    decoders: &Decoders,
+    metrics: &Metrics,
+    shutdown: Shutdown,
+) -> Result<Source> {
     init()?;
     let location = location::Location::of(&config.input)?;
-    let board = Arc::new(tap::Board::new(config.id.clone()));
+    let board = Arc::new(Board::new(config.id.clone()));
     let name = format!("cam-{}", config.id);
-    let supervisor = supervisor::Supervisor::new(limits, config, location, hooks, metrics, shutdown, board.clone());
+    let supervisor = supervisor::Supervisor::new(limits, config, location, hooks, decoders, metrics, shutdown, board.clone());
     let thread = thread::spawn(name, move || supervisor.run())?;
     Ok(Source { thread, board })
 }

@@ -62,13 +62,19 @@ fn a_good_config_and_the_shipped_one_pass_the_check() {
 #[test]
 fn every_key_of_the_contract_is_taken() {
     let folder = tempdir().unwrap();
-    let (file, secret) = (folder.path().join("all.toml"), folder.path().join("secret"));
+    let (file, secret, authority) = (folder.path().join("all.toml"), folder.path().join("secret"), folder.path().join("ca.pem"));
     std::fs::write(&secret, "s3cr3t\n").unwrap();
+    let request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-keyout", "/dev/null", "-out"];
+    let made = Command::new("openssl").args(request).arg(&authority).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
     let text = format!(
         "[model]\npath = \"samples/demo-model\"\ndevice = \"auto\"\ndtype = \"auto\"\nmax_new_tokens = 100\nworkers = 1\nmax_batch = 8\nmin_score = 0.0\n\
          [model.min_scores]\ncat = 0.5\n\
          [[camera]]\nid = \"street\"\nuri = \"samples/street.mp4\"\nloop = true\nprompt = \"detect cat; dog; car\"\ninterval = 1.0\ndecode = \"auto\"\n\
          motion = \"auto\"\nmax_interval = 60.0\nmask = [[[0.0, 0.0], [1, 0.0], [1.0, 0.1]]]\nusername = \"viewer\"\npassword_file = {secret:?}\nenabled = true\n\
+         transport = \"tcp\"\ndecoder = \"software\"\nmax_width = 1280\nfrozen_after = 60\n\
+         [[camera]]\nid = \"gate\"\nuri = \"rtsps://127.0.0.1/a\"\nca_file = {authority:?}\nlabels = [\"cat\"]\n\
+         [[camera]]\nid = \"yard\"\npipeline = \"videotestsrc ! videoconvert\"\nlabels = [\"cat\"]\n\
          [output.snapshots]\ndir = \"out/s\"\nkeep = 1000\nkeep_days = 7\n[output.file]\npath = \"out/{{camera}}.mp4\"\n[output.rtsp]\nlisten = \"127.0.0.1:8554\"\n\
          [[output.custom]]\npipeline = \"videoconvert ! x264enc tune=zerolatency ! mpegtsmux ! udpsink host=127.0.0.1 port=5000\"\n\
          [mqtt]\nhost = \"127.0.0.1\"\nport = 1883\nusername = \"palisade\"\npassword_file = {secret:?}\ntopic_prefix = \"palisade\"\nqos = 1\ntls = false\n\
@@ -90,6 +96,26 @@ fn a_custom_fragment_that_is_none_is_a_fault_with_its_line() {
     assert_eq!(output.status.code(), Some(78));
     let told = text(&output.stderr);
     assert!(told.contains(":8: output.custom[0].pipeline is no gst-launch fragment: ") && told.contains("nosuchelement"), "{told}");
+}
+
+#[test]
+fn what_a_camera_cannot_be_opened_with_is_a_fault_with_its_line() {
+    let folder = tempdir().unwrap();
+    let (file, authority) = (folder.path().join("bad.toml"), folder.path().join("ca.pem"));
+    std::fs::write(&authority, "no certificate").unwrap();
+    let text = format!(
+        "[model]\npath = \"samples/demo-model\"\n[[camera]]\nid = \"a\"\npipeline = \"rtspsrc user-pw=s3cr3t ! nosuchelement\"\n\
+         labels = [\"cat\"]\n[[camera]]\nid = \"b\"\nuri = \"rtsps://127.0.0.1/a\"\nca_file = {authority:?}\nlabels = [\"cat\"]\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    let output = palisade(&["check", "--config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(78));
+    let expected = [
+        "5: camera[0].pipeline cannot be used: the fragment names the element nosuchelement, which is not installed".to_owned(),
+        format!("10: camera[1].ca_file cannot be used: {} holds no certificate; must be a PEM file with one or more", authority.display()),
+    ];
+    let told = self::text(&output.stderr);
+    assert_eq!(told.lines().collect::<Vec<_>>(), expected.map(|fault| format!("{}:{fault}", file.display())));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod bench;
 mod cli;
+mod decoding;
 mod drafts;
 mod e2e;
 mod exact;

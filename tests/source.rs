@@ -8,126 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, unbounded};
 use image::{Rgb, RgbImage};
 
 use crate::support::daemon::repository;
 use crate::support::media::{clip, launch};
 use crate::support::rtsp::{BALL, RtspServer};
+use crate::support::source::{PATIENCE, camera, file, limits, open, open_watched, open_with};
 use crate::support::truth::Truth;
-use palisade::base::metrics::Metrics;
-use palisade::base::shutdown::Shutdown;
-use palisade::config::{CameraConfig, Decode, Input, MotionConfig};
-use palisade::gate::Gate;
-use palisade::source::{self, Admit, Candidate, Hooks, Limits, Source};
-use palisade::types::{CameraId, CameraState, CameraStatus, Frame, Prompt, TimeSource};
-
-/// Long enough for a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-fn camera(uri: &str) -> CameraConfig {
-    let (id, input) = (CameraId::new("cam").unwrap(), Input::Uri(uri.to_owned()));
-    CameraConfig { decode: Decode::All, ..CameraConfig::new(id, input, Prompt::new("detect cat").unwrap()) }
-}
-
-fn file(path: &Path) -> CameraConfig {
-    camera(&format!("file://{}", path.display()))
-}
-
-/// Short waits, so that what takes minutes in service takes seconds here.
-fn limits() -> Limits {
-    Limits {
-        stall: Duration::from_secs(3),
-        backoff_first: Duration::from_millis(200),
-        backoff_most: Duration::from_secs(1),
-        refused: Duration::from_secs(5),
-        ..Limits::default()
-    }
-}
-
-/// A running source and what came out of it.
-struct Open {
-    frames: Receiver<Frame>,
-    statuses: Receiver<CameraStatus>,
-    metrics: Metrics,
-    stop: StopOnDrop,
-    source: Source,
-}
-
-/// Lets a failed test end: a source joins its thread when it is dropped.
-struct StopOnDrop(Shutdown);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.trigger();
-    }
-}
-
-fn open(config: CameraConfig) -> Open {
-    open_with(limits(), config, |_| true)
-}
-
-fn open_with(limits: Limits, config: CameraConfig, mut admit: impl FnMut(Candidate) -> bool + Send + 'static) -> Open {
-    open_gated(limits, config, Metrics::new(), Box::new(move |candidate, _| admit(candidate)))
-}
-
-/// Behind a gate of its own that counts motion.
-fn open_watched(config: CameraConfig) -> Open {
-    let metrics = Metrics::new();
-    let mut gate = Gate::new(config.interval, config.motion.clone(), &config.id, &metrics);
-    open_gated(limits(), config, metrics, Box::new(move |candidate, luma| gate.admit(candidate.received, luma)))
-}
-
-fn open_gated(limits: Limits, config: CameraConfig, metrics: Metrics, admit: Admit) -> Open {
-    let (frame, frames) = unbounded();
-    let (status, statuses) = unbounded();
-    let hooks = Hooks { admit, deliver: Box::new(move |f| drop(frame.send(f))), status: Box::new(move |s| drop(status.send(s))) };
-    let stop = StopOnDrop(Shutdown::new());
-    let source = source::start_with(limits, config, hooks, &metrics, stop.0.clone()).unwrap();
-    Open { frames, statuses, metrics, stop, source }
-}
-
-impl Open {
-    /// The next status of this state; those before it are passed over.
-    fn reach(&self, state: CameraState) -> CameraStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let status = self.statuses.recv_deadline(deadline).unwrap_or_else(|_| panic!("never {}", state.name()));
-            if status.state == state {
-                return status;
-            }
-        }
-    }
-
-    /// Every frame until the source drops its hooks.
-    fn all_frames(&self) -> Vec<Frame> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut frames = Vec::new();
-        loop {
-            match self.frames.recv_deadline(deadline) {
-                Ok(frame) => frames.push(frame),
-                Err(RecvTimeoutError::Disconnected) => return frames,
-                Err(RecvTimeoutError::Timeout) => panic!("no end; {:?}", self.source.status()),
-            }
-        }
-    }
-
-    fn frame(&self) -> Frame {
-        self.frames.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no frame; {:?}", self.source.status()))
-    }
-
-    fn count(&self, name: &'static str) -> u64 {
-        self.metrics.counter(name, "cam").get()
-    }
-
-    fn stop(self) {
-        self.stop.0.trigger();
-        assert!(self.source.join_until(Instant::now() + PATIENCE));
-        while self.frames.try_recv().is_ok() {}
-        assert_eq!(self.frames.try_recv().unwrap_err(), TryRecvError::Disconnected, "the hooks are dropped");
-        assert_eq!(self.statuses.iter().last().map(|s| s.state), Some(CameraState::Disabled));
-    }
-}
+use palisade::config::{CameraConfig, Decode, MotionConfig};
+use palisade::source::{Candidate, Limits};
+use palisade::types::{CameraState, TimeSource};
 
 #[test]
 fn a_file_played_once_shows_every_frame_in_real_time_and_ends() {
@@ -143,9 +33,10 @@ fn a_file_played_once_shows_every_frame_in_real_time_and_ends() {
         assert!(position(0) < 0.2 && (position(19) - position(0) - 1.9).abs() < 0.1, "{name}: {} {}", position(0), position(19));
         assert!(frames.iter().all(|f| f.time_source == TimeSource::File && f.image.dimensions() == (320, 240)));
         let states: Vec<_> = open.statuses.iter().map(|s| (s.state, s.reason)).collect();
-        let expected = [(CameraState::Connecting, ""), (CameraState::Running, ""), (CameraState::Failed, "end of file")];
+        let waiting = (CameraState::Connecting, "waiting for the first picture");
+        let expected = [(CameraState::Connecting, ""), waiting, (CameraState::Running, ""), (CameraState::Failed, "end of file")];
         assert_eq!(states, expected.map(|(state, reason)| (state, reason.to_owned())), "{name}");
-        assert_eq!((open.count("frames_in"), open.count("frames_sampled")), (20, 20));
+        assert_eq!(["frames_in", "frames_decoded", "frames_sampled"].map(|name| open.count(name)), [20; 3]);
         assert!(open.source.join_until(Instant::now() + PATIENCE));
     }
 }
@@ -232,7 +123,7 @@ fn keyframes_alone_are_decoded_when_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let open = open(CameraConfig { decode: Decode::Keyframes, ..file(&clip(dir.path(), "a.mp4", 40, 20, 10)) });
     assert_eq!(open.all_frames().len(), 4);
-    assert_eq!(open.count("frames_in"), 4);
+    assert_eq!((open.count("frames_in"), open.count("frames_decoded")), (40, 4));
 }
 
 /// 1366 × 3 bytes are no multiple of four: rows are padded on the way.

@@ -7,4 +7,5 @@ pub mod hub;
 pub mod media;
 pub mod rtsp;
 pub mod snapshot;
+pub mod source;
 pub mod truth;

@@ -28,6 +28,15 @@ pub fn text(text: &str, secrets: &[&SecretString]) -> String {
     long_enough.fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
 }
 
+/// `text` with everything that looks like an address cut down to its scheme.
+pub fn addresses(text: &str) -> String {
+    let cut = |word: &str| match word.split_once("://") {
+        Some((scheme, _)) => format!("{scheme}://***"),
+        None => word.to_owned(),
+    };
+    text.split_whitespace().map(cut).collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,6 +49,11 @@ mod tests {
         assert_eq!(uri("rtsp://cam/main"), "rtsp://cam/main");
         assert_eq!(uri("file:///media/a@b.mp4"), "file:///media/a@b.mp4");
         assert_eq!(uri("no uri"), "no uri");
+    }
+
+    #[test]
+    fn addresses_leave_a_text() {
+        assert_eq!(addresses("Could not open \"rtsp://u:p@cam/1?key=2\" for reading"), "Could not open \"rtsp://*** for reading");
     }
 
     #[test]

@@ -1,10 +1,15 @@
-//! What the service manager is told: ready, stopping, a status line. Outside systemd each call does nothing.
+//! What the service manager is told: ready, alive, stopping, a status line. Outside systemd each call does nothing.
 
 use sd_notify::NotifyState;
 
 /// The start is over: configuration, model and sinks are up.
 pub fn ready() {
     notify(&[NotifyState::Ready]);
+}
+
+/// The main loop still turns; due at least twice in the unit's `WatchdogSec`, or the service is restarted.
+pub fn alive() {
+    notify(&[NotifyState::Watchdog]);
 }
 
 /// A clean stop has begun.

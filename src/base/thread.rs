@@ -39,6 +39,11 @@ impl Thread {
         true
     }
 
+    /// Lets it run on by itself: it ends soon, or hangs in a call that nobody can end.
+    pub fn leave(mut self) {
+        self.handle = None;
+    }
+
     fn join(&mut self) {
         if let Some(handle) = self.handle.take() {
             let name = handle.thread().name().unwrap_or("unnamed").to_owned();

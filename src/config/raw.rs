@@ -1,6 +1,7 @@
 //! From the file's text to the checked configuration; every rule about a key stands here, beside the key.
 
-use std::collections::BTreeSet;
+mod camera;
+
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,12 +11,10 @@ use toml::de::DeTable;
 use crate::base::redact::SecretString;
 use crate::config::reader::{At, Document, Fault, Section};
 use crate::config::scores;
-use crate::config::uri::{self, Located};
 use crate::config::{
-    CameraConfig, Checks, Config, CustomConfig, Decode, Device, Dtype, FileConfig, Input, LogConfig, LogFormat, ModelConfig, ModelSource,
-    MotionConfig, MqttConfig, OutputConfig, RtspConfig, SnapshotConfig, TlsConfig,
+    Checks, Config, CustomConfig, Device, Dtype, FileConfig, LogConfig, LogFormat, ModelConfig, ModelSource, MqttConfig, OutputConfig,
+    RtspConfig, SnapshotConfig, TlsConfig,
 };
-use crate::types::{CameraId, Prompt};
 
 const DAY: f64 = 86_400.0;
 
@@ -44,7 +43,7 @@ pub(super) fn parse(text: &str, env: Env<'_>, checks: &Checks<'_>) -> Result<Con
     let (model, labels) = model(root.section("model"), outside);
     let written = root.sections("camera");
     let count = written.len();
-    let cameras = cameras(&root, written, outside);
+    let cameras = camera::cameras(&root, written, outside);
     labels.check(&cameras, count);
     let output = output(root.section("output"), count > 1, outside);
     let config = Config { model, cameras, output, mqtt: mqtt(root.section("mqtt"), outside), log: log(root.section("log")) };
@@ -120,128 +119,6 @@ fn device(section: &mut Section<'_, '_>, outside: &Outside<'_>) -> Device {
             Device::Auto
         }
     }
-}
-
-fn cameras(root: &Section<'_, '_>, sections: Vec<Section<'_, '_>>, outside: &Outside<'_>) -> Vec<CameraConfig> {
-    let written = sections.len();
-    if written == 0 {
-        root.missing("camera", "at least one [[camera]] with id, uri and prompt");
-    }
-    let mut known = Known::default();
-    let cameras: Vec<CameraConfig> = sections.into_iter().filter_map(|section| camera(section, &mut known, outside)).collect();
-    if cameras.len() == written && written > 0 && cameras.iter().all(|camera| !camera.enabled) {
-        root.fault("camera", 0, "has only disabled ones; must have at least one with enabled = true");
-    }
-    cameras
-}
-
-/// What must differ between cameras.
-#[derive(Default)]
-struct Known {
-    ids: BTreeSet<CameraId>,
-    /// Environment variables that passwords were taken from.
-    variables: BTreeSet<String>,
-}
-
-fn camera(mut section: Section<'_, '_>, known: &mut Known, outside: &Outside<'_>) -> Option<CameraConfig> {
-    let id = camera_id(&mut section, &mut known.ids);
-    let location = location(&mut section);
-    let prompt = prompt(&mut section);
-    let interval = Duration::from_secs_f64(section.number("interval", 0.01..=DAY, 1.0));
-    let motion = motion(&mut section, interval);
-    let decode = section.choice("decode", &[("auto", Decode::Auto), ("keyframes", Decode::Keyframes), ("all", Decode::All)], Decode::Auto);
-    let looped = section.flag("loop", false);
-    let enabled = section.flag("enabled", true).value;
-    let username = section.text("username").map(|text| text.value);
-    let variable = id.as_ref().map(|id| format!("PALISADE_CAMERA_{}_PASSWORD", id.as_str().to_uppercase().replace('-', "_")));
-    let from_file = section.holds("password_file");
-    let password = password(&mut section, variable.as_deref(), outside);
-    if let Some(variable) = variable.filter(|_| password.is_some() && !from_file)
-        && !known.variables.insert(variable.clone())
-    {
-        section.fault("id", section.offset(), &format!("shares the variable {variable} with another camera; must have a password_file"));
-    }
-    if let Some(located) = &location
-        && looped.value
-        && !located.uri.starts_with("file:")
-    {
-        section.fault("loop", looped.offset, "is true for a live source; only a file can start anew at its end");
-    }
-    section.finish();
-    let Located { uri, username: uri_user, password: uri_password } = location?;
-    Some(CameraConfig {
-        looped: looped.value,
-        interval,
-        decode,
-        motion,
-        username: username.or(uri_user),
-        password: password.or(uri_password),
-        enabled,
-        ..CameraConfig::new(id?, Input::Uri(uri), prompt?)
-    })
-}
-
-fn motion(section: &mut Section<'_, '_>, interval: Duration) -> Option<MotionConfig> {
-    let shortest = interval.as_secs_f64();
-    let longest = section.number("max_interval", 0.1..=DAY, shortest.max(60.0));
-    let mask = section.polygons("mask");
-    let wanted = section.choice("motion", &[("off", false), ("auto", true)], false);
-    if wanted && longest < shortest {
-        section.fault("max_interval", section.offset_of("max_interval"), &format!("is {longest}; must be at least interval, {shortest}"));
-    }
-    wanted.then(|| MotionConfig { max_interval: Duration::from_secs_f64(longest), mask })
-}
-
-fn camera_id(section: &mut Section<'_, '_>, ids: &mut BTreeSet<CameraId>) -> Option<CameraId> {
-    let Some(text) = section.text("id") else {
-        section.missing("id", "a name of a-z, 0-9, _ and -");
-        return None;
-    };
-    match CameraId::new(&text.value) {
-        Ok(id) if ids.insert(id.clone()) => Some(id),
-        Ok(_) => {
-            section.fault("id", text.offset, &format!("is {:?} once more; each camera needs its own", text.value));
-            None
-        }
-        Err(error) => {
-            section.fault("id", text.offset, &format!("is wrong: {error}"));
-            None
-        }
-    }
-}
-
-fn location(section: &mut Section<'_, '_>) -> Option<Located> {
-    let Some(text) = section.text("uri") else {
-        section.missing("uri", "rtsp:// rtsps:// http:// https:// file:// or v4l2://");
-        return None;
-    };
-    match uri::locate(&text.value) {
-        Ok(located) => Some(located),
-        Err(why) => {
-            section.fault("uri", text.offset, &why);
-            None
-        }
-    }
-}
-
-fn prompt(section: &mut Section<'_, '_>) -> Option<Prompt> {
-    let text = section.text("prompt");
-    let labels = section.texts("labels");
-    let (key, offset, prompt) = match (text, labels) {
-        (Some(text), None) => ("prompt", text.offset, Prompt::new(&text.value)),
-        (None, Some(labels)) => ("labels", labels.offset, Prompt::from_labels(&labels.value)),
-        (Some(_), Some(labels)) => {
-            section.fault("labels", labels.offset, "stands beside prompt; must be one of the two");
-            return None;
-        }
-        (None, None) => {
-            if !section.holds("labels") {
-                section.missing("prompt", "a prompt such as \"detect cat ; dog\", or labels a list");
-            }
-            return None;
-        }
-    };
-    prompt.map_err(|error| section.fault(key, offset, &format!("is refused: {error}"))).ok()
 }
 
 /// A password out of the file that `password_file` names, else out of the environment.

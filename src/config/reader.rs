@@ -118,6 +118,11 @@ impl<'d, 'a> Section<'d, 'a> {
         self.written(key).map_or(self.offset, |(name, _)| name.span().start)
     }
 
+    /// Marks keys as known that another key makes meaningless.
+    pub(super) fn know(&mut self, keys: &[&'static str]) {
+        self.known.extend(keys);
+    }
+
     fn written(&self, key: &str) -> Option<(&'d Spanned<DeString<'a>>, &'d Spanned<DeValue<'a>>)> {
         self.table?.iter().find(|(name, _)| name.get_ref().as_ref() == key)
     }

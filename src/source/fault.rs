@@ -50,9 +50,9 @@ impl Interpreter {
     /// An ERROR message; `missing` is what `missing_plugin` last found.
     pub fn error(&self, error: &glib::Error, debug: Option<&str>, missing: Option<&str>) -> Fault {
         if let Some(missing) = missing {
-            return Fault { reason: self.clean(missing), retry: Retry::Soon };
+            return Fault { reason: self.clean(missing), retry: Retry::Slowly };
         }
-        let at = redact::uri(&self.uri);
+        let at = self.place();
         if error.matches(gstreamer::ResourceError::NotAuthorized) {
             let reason = format!("{at} refused the user name or password; check username and password_file");
             return Fault { reason, retry: Retry::Slowly };
@@ -72,11 +72,15 @@ impl Interpreter {
         Fault { reason: format!("{at} {what}: {}", said.join(": ")), retry: Retry::Soon }
     }
 
+    fn place(&self) -> String {
+        if self.uri.is_empty() { "the fragment".to_owned() } else { redact::uri(&self.uri) }
+    }
+
     /// For a server whose certificate was refused.
     pub fn untrusted(&self) -> Fault {
-        let at = redact::uri(&self.uri);
-        let reason = format!("{at} shows a certificate this system does not trust; add its authority with update-ca-certificates");
-        Fault { reason, retry: Retry::Soon }
+        let at = self.place();
+        let reason = format!("{at} shows a certificate that is not trusted; name its authority, or itself, in ca_file");
+        Fault { reason, retry: Retry::Slowly }
     }
 
     /// A sentence for an element message that tells of a missing decoder, demuxer or parser; `None` for others and for
@@ -95,13 +99,13 @@ impl Interpreter {
         if caps.name().starts_with("audio/") || caps.name().starts_with("text/") || media == "audio" {
             return None;
         }
-        let package = PACKAGES.iter().find(|(prefix, _)| caps.name().starts_with(prefix)).map_or("gstreamer1.0-libav", |(_, p)| p);
-        Some(format!("gstreamer has no {name} ({}); install {package}", caps.name()))
+        Some(format!("gstreamer has no {name} ({}); install {}", caps.name(), package_for(caps.name())))
     }
 
     /// A text without this camera's credentials, on one line and of bearable length.
     pub fn clean(&self, text: &str) -> String {
-        let text = text.replace(&self.uri, &redact::uri(&self.uri));
+        // Of a fragment's addresses nobody knows which part is the secret.
+        let text = if self.uri.is_empty() { redact::addresses(text) } else { text.replace(&self.uri, &redact::uri(&self.uri)) };
         let secrets: Vec<_> = self.secrets.iter().filter(|secret| !secret.expose_secret().is_empty()).collect();
         let text = redact::text(&text, &secrets);
         text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect()
@@ -124,10 +128,16 @@ fn sentence(text: &str) -> String {
     }
 }
 
+/// The Debian package of a decoder, parser or demuxer for this media type.
+pub fn package_for(media: &str) -> &'static str {
+    PACKAGES.iter().find(|(prefix, _)| media.starts_with(prefix)).map_or("gstreamer1.0-libav", |(_, package)| package)
+}
+
 /// The Debian package of an element this program asks for by name.
 pub fn package_of(element: &str) -> &'static str {
     match element {
-        "filesrc" | "appsink" | "appsrc" | "clocksync" | "capsfilter" | "decodebin" | "videoconvert" => "gstreamer1.0-plugins-base",
+        "filesrc" | "appsink" | "clocksync" | "capsfilter" | "parsebin" => "gstreamer1.0-plugins-base",
+        "h264parse" | "h265parse" | "mpegvideoparse" | "mpeg4videoparse" | "av1parse" => "gstreamer1.0-plugins-bad",
         _ => "gstreamer1.0-plugins-good",
     }
 }

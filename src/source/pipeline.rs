@@ -1,57 +1,65 @@
-//! One attempt's pipeline: `source ! decodebin ! clocksync ! (gate) videoconvert ! appsink`.
-//!
-//! Pad and element closures hold weak references only; otherwise pipeline and closure keep each other alive.
+//! One attempt's pipeline: `source ! (depayloader or demuxer) ! parser ! (clocksync) ! appsink`. It ends ahead of the
+//! decoder: what is decoded, and by what, is chosen picture by picture.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use gstreamer::prelude::*;
-use gstreamer::{Element, ElementFactory, PadProbeReturn, PadProbeType, Pipeline};
+use gstreamer::{Element, Pipeline, State};
 use gstreamer_app::{AppSink, AppSinkCallbacks};
 
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::base::redact::ExposeSecret;
-use crate::config::{CameraConfig, Decode};
-use crate::source::fault;
+use crate::config::{CameraConfig, Transport};
+use crate::source::intake::Intake;
 use crate::source::location::Location;
+use crate::source::plug::{Plug, make, set, src};
 use crate::source::tap::Tap;
+use crate::source::trust::Trust;
+use crate::source::{device, fragment};
 
-/// Lets go of a buffer. `PadProbeReturn::Drop` would do, but with these bindings GStreamer 1.22 then unrefs a null
-/// pointer and complains of each frame on stderr.
-const DROP: PadProbeReturn = PadProbeReturn::Handled;
+/// What is left to do of a pipeline before it plays, in a thread that may hang.
+pub type Prepare = Box<dyn FnOnce() -> Result<()> + Send>;
 
-/// Builds the pipeline of `location`, in state NULL. Its frames go to `tap`.
+/// Builds the pipeline of `location`, in state NULL. What it puts out goes to `intake`.
 ///
 /// # Errors
-/// When a GStreamer element is not installed; the sentence names its Debian package.
-pub fn build(location: &Location, config: &CameraConfig, tap: &Arc<Tap>) -> Result<Pipeline> {
+/// When a GStreamer element is not installed; the sentence names its Debian package. When a fragment or a file of
+/// certificates cannot be used.
+pub fn build(location: &Location, config: &CameraConfig, tap: &Arc<Tap>, intake: Intake) -> Result<(Pipeline, Option<Prepare>)> {
     let pipeline = Pipeline::with_name(&format!("cam-{}", config.id));
-    let decode = decoder(config, &pipeline, tap)?;
-    // Files are played in real time, and what HTTP serves may be one. Cameras over RTSP set their own pace.
-    let paced = matches!(location, Location::File(_) | Location::Http(_));
-    let tail = tail(&pipeline, paced, tap)?;
-    decode.connect_pad_added(link_to(&tail, "video/x-raw"));
-    pipeline.add(&decode).context(Kind::Pipeline, || "cannot add decodebin")?;
+    // Files are played in real time, and what HTTP serves may be one. Other cameras set their own pace.
+    let paced = matches!(location, Location::File(_) | Location::Http(_) | Location::Fragment(_));
+    let out = way_out(&pipeline, paced, intake)?;
+    let plug = Plug::new(&pipeline, &out, tap);
     let source = source(location, config, tap)?;
     pipeline.add(&source).context(Kind::Pipeline, || "cannot add the source")?;
-    if matches!(location, Location::Rtsp(_)) {
-        let sink = decode.static_pad("sink").ok_or_else(|| Error::new(Kind::Internal, "decodebin has no sink pad"))?;
-        source.connect_pad_added(link_to(&sink, "application/x-rtp"));
-    } else {
-        source.link(&decode).context(Kind::Pipeline, || "cannot link the source")?;
+    match location {
+        Location::Rtsp(_) => plug.watch(&source),
+        Location::Device(_) => return device(&pipeline, source, plug).map(|prepare| (pipeline, Some(prepare))),
+        Location::Fragment(_) => src(&source)?.link(&out).map(drop).context(Kind::Pipeline, || "cannot link the fragment")?,
+        Location::File(_) | Location::Http(_) => plug.bytes(&pipeline, &src(&source)?)?,
     }
-    Ok(pipeline)
+    Ok((pipeline, None))
 }
 
-fn make(name: &'static str) -> Result<Element> {
-    let missing = || format!("gstreamer element {name} is missing; install {}", fault::package_of(name));
-    ElementFactory::make(name).build().context(Kind::Pipeline, missing)
-}
-
-/// Sets a property that not every supported version has, or whose type is an enumeration; does nothing without it.
-fn set(element: &Element, name: &str, value: &str) {
-    if element.find_property(name).is_some() {
-        element.set_property_from_str(name, value);
-    }
+/// Asks a local camera for the best format it offers, once it is open.
+fn device(pipeline: &Pipeline, source: Element, plug: Plug) -> Result<Prepare> {
+    let filter = make("capsfilter")?;
+    pipeline.add(&filter).context(Kind::Pipeline, || "cannot add a filter")?;
+    source.link(&filter).context(Kind::Pipeline, || "cannot link a filter")?;
+    Ok(Box::new(move || {
+        // Refused, the start that follows is too, and says why.
+        if source.set_state(State::Ready).is_err() {
+            return Ok(());
+        }
+        let offered = src(&source)?.query_caps(None);
+        let chosen = device::choose(&offered);
+        let chosen = chosen.ok_or_else(|| Error::new(Kind::Pipeline, "the device offers no format that can be read"))?;
+        tracing::debug!(%chosen, "format of a local camera");
+        filter.set_property("caps", chosen);
+        plug.pad(&src(&filter)?);
+        Ok(())
+    }))
 }
 
 fn source(location: &Location, config: &CameraConfig, tap: &Arc<Tap>) -> Result<Element> {
@@ -61,8 +69,7 @@ fn source(location: &Location, config: &CameraConfig, tap: &Arc<Tap>) -> Result<
             source.set_property("location", path);
             Ok(source)
         }
-        // Until it is plugged: see the commit that follows.
-        Location::Fragment(_) => Err(Error::new(Kind::Internal, "fragments are not plugged yet")),
+        Location::Fragment(fragment) => Ok(fragment::build(fragment)?.upcast()),
         Location::Device(path) => {
             let source = make("v4l2src")?;
             source.set_property("device", path.to_string_lossy().as_ref());
@@ -74,37 +81,53 @@ fn source(location: &Location, config: &CameraConfig, tap: &Arc<Tap>) -> Result<
             for (name, value) in [("is-live", "true"), ("do-timestamp", "true"), ("retries", "0"), ("timeout", "10")] {
                 set(&source, name, value);
             }
-            sign_in(&source, config);
-            Ok(source)
-        }
-        Location::Rtsp(uri) => {
-            let source = make("rtspsrc")?;
-            source.set_property("location", uri);
-            for (name, value) in [
-                ("protocols", "tcp"),
-                ("latency", "200"),
-                ("drop-on-latency", "true"),
-                ("tcp-timeout", "5000000"),
-                ("add-reference-timestamp-meta", "true"),
-            ] {
-                set(&source, name, value);
+            if let Some(file) = &config.ca_file {
+                source.set_property("tls-database", Trust::read(file)?.database());
             }
             sign_in(&source, config);
-            let tap = Arc::downgrade(tap);
-            source.connect("accept-certificate", false, move |_| {
-                if let Some(tap) = tap.upgrade() {
-                    tap.distrust();
-                }
-                Some(false.to_value())
-            });
-            source.connect("select-stream", false, |values| {
-                let caps = values.get(2).and_then(|value| value.get::<gstreamer::Caps>().ok());
-                let media = caps.and_then(|caps| caps.structure(0)?.get::<String>("media").ok());
-                Some((media.as_deref() == Some("video")).to_value())
-            });
             Ok(source)
         }
+        Location::Rtsp(uri) => rtsp(uri, config, tap),
     }
+}
+
+fn rtsp(uri: &str, config: &CameraConfig, tap: &Arc<Tap>) -> Result<Element> {
+    let source = make("rtspsrc")?;
+    source.set_property("location", uri);
+    let protocols = match config.transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+    };
+    for (name, value) in [
+        ("protocols", protocols),
+        ("latency", "200"),
+        ("drop-on-latency", "true"),
+        ("tcp-timeout", "5000000"),
+        ("add-reference-timestamp-meta", "true"),
+    ] {
+        set(&source, name, value);
+    }
+    sign_in(&source, config);
+    if let Some(file) = &config.ca_file {
+        source.set_property("tls-database", Trust::read(file)?.database());
+    }
+    let (tap, file) = (Arc::downgrade(tap), config.ca_file.clone());
+    // Asked where the chain does not hold, or the name. Certificates stay on the thread that read them.
+    source.connect("accept-certificate", false, move |values| {
+        let shown = values.get(2).and_then(|value| value.get::<gio::TlsCertificate>().ok());
+        let trust = file.as_deref().and_then(|file| Trust::read(file).ok());
+        let named = trust.zip(shown).is_some_and(|(trust, shown)| trust.names(&shown));
+        if let Some(tap) = tap.upgrade().filter(|_| !named) {
+            tap.distrust();
+        }
+        Some(named.to_value())
+    });
+    source.connect("select-stream", false, |values| {
+        let caps = values.get(2).and_then(|value| value.get::<gstreamer::Caps>().ok());
+        let media = caps.and_then(|caps| caps.structure(0)?.get::<String>("media").ok());
+        Some((media.as_deref() == Some("video")).to_value())
+    });
+    Ok(source)
 }
 
 fn sign_in(source: &Element, config: &CameraConfig) {
@@ -116,87 +139,30 @@ fn sign_in(source: &Element, config: &CameraConfig) {
     }
 }
 
-/// decodebin, told to decode pictures only.
-fn decoder(config: &CameraConfig, pipeline: &Pipeline, tap: &Arc<Tap>) -> Result<Element> {
-    let decode = make("decodebin")?;
-    // Sound and subtitles come out as they are and stay unlinked. (expose-all-streams=false would refuse the video
-    // decoders too, as of 1.22.)
-    decode.connect("autoplug-continue", false, |values| {
-        let caps = values.get(2).and_then(|value| value.get::<gstreamer::Caps>().ok());
-        let name = caps.and_then(|caps| Some(caps.structure(0)?.name().to_string())).unwrap_or_default();
-        let unwanted = ["audio/", "text/", "subpicture/", "closedcaption/", "application/x-sub", "application/x-ass", "application/x-ssa"];
-        Some((!unwanted.iter().any(|prefix| name.starts_with(prefix))).to_value())
-    });
-    let keyframes = config.decode == Decode::Keyframes;
-    let tap = Arc::downgrade(tap);
-    pipeline.connect_deep_element_added(move |_, _, element| {
-        let Some(factory) = element.factory() else { return };
-        if factory.name() == "multipartdemux" {
-            // Without it the demuxer never says "no more pads", and decodebin waits for ever.
-            set(element, "single-stream", "true");
-        }
-        let class = factory.metadata("klass").unwrap_or_default();
-        if class.contains("Codec/Decoder") && (class.contains("Video") || class.contains("Image")) {
-            watch_decoder(element, keyframes, tap.clone());
-        }
-    });
-    Ok(decode)
-}
-
-/// Notes the data that reaches a decoder; with `keyframes` drops every unit that needs another one.
-fn watch_decoder(decoder: &Element, keyframes: bool, tap: Weak<Tap>) {
-    let Some(pad) = decoder.static_pad("sink") else { return };
-    pad.add_probe(PadProbeType::BUFFER, move |_, info| {
-        if let Some(tap) = tap.upgrade() {
-            tap.data();
-        }
-        let delta = info.buffer().is_some_and(|buffer| buffer.flags().contains(gstreamer::BufferFlags::DELTA_UNIT));
-        if keyframes && delta { DROP } else { PadProbeReturn::Ok }
-    });
-}
-
-/// From decoded frames to RGB; returns the pad decoded frames go to.
-fn tail(pipeline: &Pipeline, paced: bool, tap: &Arc<Tap>) -> Result<gstreamer::Pad> {
-    // Ahead of the gate: what the gate drops never reaches a sink that could keep time.
-    let clock = make("clocksync")?;
-    clock.set_property("sync", paced);
-    let convert = make("videoconvert")?;
-    let caps = gstreamer::Caps::builder("video/x-raw").field("format", "RGB").build();
-    // async=false: the gate may refuse the first frames, and a sink that waits for one would hold the start up.
-    let sink = AppSink::builder().caps(&caps).sync(false).async_(false).drop(true).max_buffers(1).enable_last_sample(false).build();
-    let weak = Arc::downgrade(tap);
+/// From encoded pictures, or raw ones, to the intake; returns the pad they go to.
+fn way_out(pipeline: &Pipeline, paced: bool, intake: Intake) -> Result<gstreamer::Pad> {
+    // async=false: a sink that waits for a first picture would hold the start up. Nothing is dropped: each is taken as it
+    // comes, on the streaming thread.
+    let sink = AppSink::builder().sync(false).async_(false).max_buffers(1).enable_last_sample(false).build();
+    let intake = Arc::new(Mutex::new(intake));
+    let end = intake.clone();
     sink.set_callbacks(
         AppSinkCallbacks::builder()
             .new_sample(move |sink| {
                 let sample = sink.pull_sample().map_err(|_| gstreamer::FlowError::Eos)?;
-                if let Some(tap) = weak.upgrade() {
-                    tap.deliver(&sample);
-                }
+                intake.lock().unwrap_or_else(PoisonError::into_inner).sample(&sample, sink.current_running_time());
                 Ok(gstreamer::FlowSuccess::Ok)
             })
+            .eos(move |_| end.lock().unwrap_or_else(PoisonError::into_inner).end())
             .build(),
     );
-    let elements = [&clock, &convert, sink.upcast_ref()];
-    pipeline.add_many(elements).context(Kind::Pipeline, || "cannot add the conversion")?;
-    Element::link_many(elements).context(Kind::Pipeline, || "cannot link the conversion")?;
-    let weak = Arc::downgrade(tap);
-    let pad = |element: &Element| element.static_pad("sink").ok_or_else(|| Error::new(Kind::Internal, "a converter has no sink pad"));
-    pad(&convert)?.add_probe(PadProbeType::BUFFER, move |pad, info| {
-        let wanted = weak.upgrade().zip(info.buffer()).is_some_and(|(tap, buffer)| tap.gate(pad, buffer));
-        if wanted { PadProbeReturn::Ok } else { DROP }
-    });
-    pad(&clock)
-}
-
-/// Links each new pad of this media type to `sink`, unless that has a peer: a second video stream is left alone.
-fn link_to(sink: &gstreamer::Pad, media: &'static str) -> impl Fn(&Element, &gstreamer::Pad) + Send + Sync + 'static {
-    let sink = sink.downgrade();
-    move |element, pad| {
-        let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
-        let fits = caps.structure(0).is_some_and(|structure| structure.name() == media);
-        let Some(sink) = sink.upgrade().filter(|sink| fits && !sink.is_linked()) else { return };
-        if let Err(error) = pad.link(&sink) {
-            tracing::debug!(element = %element.name(), %error, "a pad could not be linked");
-        }
+    let pad = |element: &Element| element.static_pad("sink").ok_or_else(|| Error::new(Kind::Internal, "an element has no sink pad"));
+    pipeline.add(&sink).context(Kind::Pipeline, || "cannot add the sink")?;
+    if !paced {
+        return pad(sink.upcast_ref());
     }
+    let clock = make("clocksync")?;
+    pipeline.add(&clock).context(Kind::Pipeline, || "cannot add the clock")?;
+    clock.link(&sink).context(Kind::Pipeline, || "cannot link the clock")?;
+    pad(&clock)
 }

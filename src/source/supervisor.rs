@@ -1,29 +1,44 @@
 //! The thread that keeps one source alive: builds, watches, tears down, waits, builds anew.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use gstreamer::prelude::*;
-use gstreamer::{ClockTime, MessageType, MessageView, Pipeline};
+use gstreamer::{ClockTime, MessageType, MessageView, Pipeline, State};
 
 use crate::base::backoff::Backoff;
 use crate::base::metrics::{Counter, Metrics};
 use crate::base::shutdown::Shutdown;
 use crate::base::thread;
-use crate::config::{CameraConfig, Decode};
+use crate::config::CameraConfig;
+use crate::source::choice::Choice;
+use crate::source::event::{Board, Herald};
 use crate::source::fault::Interpreter;
+use crate::source::intake::{Intake, Parts};
 use crate::source::location::Location;
-use crate::source::tap::{Board, Counters, Outlets, Tap, Tell};
-use crate::source::watch::{END_OF_FILE, Ended, Fault, Health, Next, Policy, Rate, RateNews, Retry, Watch};
-use crate::source::{Hooks, Limits, pipeline, tap};
-use crate::types::{CameraState, CameraStatus};
+use crate::source::pipeline::Prepare;
+use crate::source::plan::Plan;
+use crate::source::pool::Seat;
+use crate::source::tap::{Counters, Outside, Tap};
+use crate::source::watch::{Ended, Fault, Flood, Health, Next, Policy, Rate, RateNews, Retry, Watch};
+use crate::source::{Decoders, Hooks, Limits, pipeline, tap};
+use crate::types::CameraState;
 
 /// How long the bus is waited on before the watchdog looks again.
 const POLL: ClockTime = ClockTime::from_mseconds(100);
 
 /// The least time a looped file takes: one of a single frame must not spin.
 const LEAST_PASS: Duration = Duration::from_millis(200);
+
+/// A teardown that takes longer is worth telling.
+const SLOW_TEARDOWN: Duration = Duration::from_secs(1);
+
+/// So often a pipeline is told to stop that refuses to: one that plays while it is dropped aborts the process.
+const STOP_TRIES: u32 = 5;
+
+/// What is told between a start that went well and the first picture.
+const WAITING: &str = "waiting for the first picture";
 
 /// Everything one camera's thread owns.
 pub struct Supervisor {
@@ -32,13 +47,16 @@ pub struct Supervisor {
     watch: Watch,
     policy: Policy,
     interpreter: Interpreter,
-    outlets: Arc<Mutex<Option<Outlets>>>,
+    outside: Outside,
+    plan: Arc<Mutex<Plan>>,
+    choice: Choice,
+    seat: Arc<Seat>,
     herald: Herald,
-    counters: Counters,
     reconnects: Counter,
     abandoned: Counter,
     shutdown: Shutdown,
     rate: Rate,
+    flood: Flood,
 }
 
 /// What an attempt came to.
@@ -49,33 +67,52 @@ struct Attempt {
     took: Duration,
 }
 
+impl Attempt {
+    /// One that did not get as far as a pipeline.
+    fn lost(fault: Fault) -> Self {
+        Self { ended: Ended::Lost(fault), frames: 0, lasted: Duration::ZERO, took: Duration::ZERO }
+    }
+}
+
 impl Supervisor {
     /// Gathers what the thread needs.
+    #[expect(clippy::too_many_arguments, reason = "what a camera is made of; each has another origin")]
     pub fn new(
         limits: Limits,
         config: CameraConfig,
         location: Location,
         hooks: Hooks,
+        decoders: &Decoders,
         metrics: &Metrics,
         shutdown: Shutdown,
         board: Arc<Board>,
     ) -> Self {
-        let id = config.id.as_str();
+        let id = &config.id;
         let live = location.is_live();
         let (outlets, tell) = tap::part(hooks);
+        let counters = Counters::new(metrics, id);
         Self {
-            watch: Watch { limits, live, keyframes: config.decode == Decode::Keyframes },
+            watch: Watch { limits, live },
             policy: Policy { limits, live, looped: config.looped },
             interpreter: Interpreter::new(&config),
-            counters: Counters { frames_in: metrics.counter("frames_in", id), frames_sampled: metrics.counter("frames_sampled", id) },
-            reconnects: metrics.counter("reconnects", id),
-            abandoned: metrics.counter("teardowns_abandoned", id),
-            outlets,
-            herald: Herald { board, tell, warned: String::new() },
+            outside: Outside {
+                camera: id.clone(),
+                max_width: config.max_width,
+                frozen_after: config.frozen_after.filter(|_| live),
+                outlets,
+                counters,
+            },
+            plan: Arc::new(Mutex::new(Plan::new(config.decode, config.interval))),
+            choice: Choice::new(id.clone(), config.decoder),
+            seat: decoders.seat(),
+            herald: Herald::new(board, tell, metrics.clone()),
+            reconnects: metrics.counter("reconnects", id.as_str()),
+            abandoned: metrics.counter("teardowns_abandoned", id.as_str()),
             config,
             location,
             shutdown,
             rate: Rate::default(),
+            flood: Flood::default(),
         }
     }
 
@@ -89,7 +126,7 @@ impl Supervisor {
             self.herald.turn(CameraState::Disabled, "the daemon stops");
         }
         // An abandoned pipeline may still hold a tap; the hooks end here all the same.
-        drop(self.outlets.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.outside.outlets.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Attempts until the end; the reason where the source failed for good.
@@ -97,7 +134,7 @@ impl Supervisor {
         let limits = self.watch.limits;
         let mut backoff = Backoff::new(limits.backoff_first, limits.backoff_most);
         // `turn` tells changes only, and a board begins as connecting: the first one is told by hand.
-        self.herald.say(self.herald.board.status());
+        self.herald.again();
         loop {
             let Attempt { ended, frames, lasted, took } = self.attempt();
             match self.policy.after(ended, frames, lasted, &mut backoff) {
@@ -123,48 +160,63 @@ impl Supervisor {
 
     /// One pipeline from its making to its end.
     fn attempt(&mut self) -> Attempt {
-        let tap = Arc::new(Tap::new(self.config.id.clone(), self.watch.live, self.outlets.clone(), self.counters.clone()));
-        let pipeline = match pipeline::build(&self.location, &self.config, &tap) {
-            Ok(pipeline) => pipeline,
-            Err(error) => {
-                let fault = Fault { reason: error.chain(), retry: Retry::Never };
-                return Attempt { ended: Ended::Lost(fault), frames: 0, lasted: Duration::ZERO, took: Duration::ZERO };
-            }
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner).begin();
+        let tap = Arc::new(Tap::new(self.outside.clone()));
+        let intake = Intake::new(Parts {
+            tap: tap.clone(),
+            live: self.watch.live,
+            plan: self.plan.clone(),
+            choice: self.choice.clone(),
+            seat: self.seat.clone(),
+            heartbeat: self.watch.limits.stall / 2,
+        });
+        let (pipeline, prepare) = match pipeline::build(&self.location, &self.config, &tap, intake) {
+            Ok(built) => built,
+            Err(error) => return Attempt::lost(Fault { reason: self.interpreter.clean(&error.chain()), retry: Retry::Slowly }),
         };
-        let mut first_frame = None;
-        let ended = match self.play(&pipeline, &tap, &mut first_frame) {
+        let mut pictures = Pictures::default();
+        let ended = match self.play(&pipeline, prepare, &tap, &mut pictures) {
             Ended::Lost(_) if tap.distrusted() => Ended::Lost(self.interpreter.untrusted()),
             ended => ended,
         };
-        if let Ended::Stalled(reason) = &ended {
-            self.herald.turn(CameraState::Stalled, reason);
+        match &ended {
+            Ended::Stalled(reason) => self.herald.turn(CameraState::Stalled, reason),
+            Ended::Lost(fault) if self.watch.live => self.herald.turn(CameraState::Backoff, &fault.reason),
+            _ => {}
         }
-        let frames = tap.pulse().frames;
-        let (lasted, took) = (first_frame.map_or(Duration::ZERO, |at: Instant| at.elapsed()), tap.started().elapsed());
+        let (frames, took) = (tap.pulse().frames, tap.started().elapsed());
         drop(tap);
         self.tear_down(pipeline);
-        Attempt { ended, frames, lasted, took }
+        Attempt { ended, frames, lasted: pictures.lasted(), took }
     }
 
-    fn play(&mut self, pipeline: &Pipeline, tap: &Arc<Tap>, first_frame: &mut Option<Instant>) -> Ended {
+    fn play(&mut self, pipeline: &Pipeline, prepare: Option<Prepare>, tap: &Arc<Tap>, pictures: &mut Pictures) -> Ended {
         let Some(bus) = pipeline.bus() else {
             return Ended::Lost(Fault { reason: "the pipeline has no bus".to_owned(), retry: Retry::Soon });
         };
-        let refused = pipeline.set_state(gstreamer::State::Playing).is_err();
+        let started = match self.start(pipeline, prepare, tap) {
+            Ok(started) => started,
+            Err(fault) => return Ended::Lost(fault),
+        };
+        let mut start = Start::Under(started);
         let mut listener = Listener { interpreter: &self.interpreter, missing: None, warning: None };
         let mut news = RateNews::default();
         let wanted = [MessageType::Error, MessageType::Eos, MessageType::Element, MessageType::Warning];
         loop {
             let message = bus.timed_pop_filtered(POLL, &wanted);
             let ended = message.as_ref().and_then(|message| listener.hear(message));
+            if start.step() && self.herald.status().state == CameraState::Connecting {
+                self.herald.turn(CameraState::Connecting, WAITING);
+            }
             let pulse = tap.pulse();
-            if pulse.frames > 0 && first_frame.is_none() {
-                *first_frame = Some(Instant::now());
+            if pictures.step(pulse.last_frame) {
                 self.herald.turn(CameraState::Running, "");
             }
             match ended {
                 // A file that showed its pictures has ended well, whatever a decoder warned of on the way.
-                Some(Ended::Eos) if self.watch.live || pulse.frames == 0 => return listener.reason().map_or(Ended::Eos, Ended::Lost),
+                Some(Ended::Eos) if self.watch.live || pulse.frames == 0 => {
+                    return tap.fault().or_else(|| listener.reason()).map_or(Ended::Eos, Ended::Lost);
+                }
                 Some(ended) => return ended,
                 None => {}
             }
@@ -175,77 +227,127 @@ impl Supervisor {
                 tracing::error!(camera = %self.config.id, "a frame hook panicked; this is a defect, please report it");
                 return Ended::Lost(Fault { reason: "a frame hook panicked".to_owned(), retry: Retry::Soon });
             }
+            if let Some(fault) = tap.fault() {
+                return Ended::Lost(Fault { reason: self.interpreter.clean(&fault.reason), ..fault });
+            }
             // A failed start has said why on the bus, if ever.
-            if refused && message.is_none() {
+            if matches!(start, Start::Refused) && message.is_none() {
                 let silent = || Fault { reason: "the pipeline did not start".to_owned(), retry: Retry::Soon };
                 return Ended::Lost(listener.reason().unwrap_or_else(silent));
             }
             let now = Instant::now();
-            let fps = self.rate.step(now, self.counters.frames_in.get());
-            self.herald.board.rate(fps);
-            if first_frame.is_some() && news.step(now, fps) {
-                self.herald.say(self.herald.board.status());
+            let fps = self.rate.step(now, self.outside.counters.frames_in.get());
+            self.herald.rate(fps);
+            if pictures.first.is_some() && news.step(now, fps) {
+                self.herald.again();
+            }
+            if self.watch.live && self.flood.step(now, fps, tap.announced()) {
+                let reason = format!("{fps:.0} pictures a second came where {:.0} are announced", tap.announced().unwrap_or_default());
+                return Ended::Lost(Fault { reason, retry: Retry::Soon });
             }
             if let Health::Stalled(reason) = self.watch.judge(tap.started(), pulse, now) {
                 let missing = listener.missing.take();
-                return missing.map_or(Ended::Stalled(reason), |reason| Ended::Lost(Fault { reason, retry: Retry::Soon }));
+                return missing.map_or(Ended::Stalled(reason), |reason| Ended::Lost(Fault { reason, retry: Retry::Slowly }));
             }
         }
+    }
+
+    /// To PLAYING in a thread of its own: opening what lies on a dead share can hang without end.
+    fn start(&self, pipeline: &Pipeline, prepare: Option<Prepare>, tap: &Arc<Tap>) -> Result<Receiver<bool>, Fault> {
+        let (send, started) = bounded(1);
+        let (pipeline, tap) = (pipeline.clone(), tap.clone());
+        let starting = thread::spawn(format!("start-{}", self.config.id), move || {
+            if let Some(Err(error)) = prepare.map(|prepare| prepare()) {
+                return tap.fail(Fault { reason: error.chain(), retry: Retry::Slowly });
+            }
+            // Nobody listens any more where it took too long.
+            send.send(pipeline.set_state(State::Playing).is_ok()).ok();
+        });
+        // It ends by itself, or hangs: then the teardown hangs as well, and is counted.
+        starting.map(thread::Thread::leave).map_err(|error| Fault { reason: error.chain(), retry: Retry::Soon })?;
+        Ok(started)
     }
 
     /// To NULL in a thread of its own: a dead camera can hold that up without end.
-    fn tear_down(&self, pipeline: Pipeline) {
-        let id = &self.config.id;
-        let stopping = thread::spawn(format!("stop-{id}"), move || {
-            if pipeline.set_state(gstreamer::State::Null).is_err() {
-                tracing::debug!(pipeline = %pipeline.name(), "the pipeline refused to stop");
-            }
+    fn tear_down(&mut self, pipeline: Pipeline) {
+        let (send, stopped) = bounded::<()>(1);
+        let stopping = thread::spawn(format!("stop-{}", self.config.id), move || {
+            stop(pipeline);
+            drop(send);
         });
-        let stopped = match stopping {
-            Ok(thread) => thread.join_until(Instant::now() + self.watch.limits.teardown),
+        let stopping = match stopping {
+            Ok(stopping) => stopping,
             Err(error) => {
-                tracing::error!(camera = %id, "{}", error.chain());
-                false
+                tracing::error!(camera = %self.config.id, "{}", error.chain());
+                self.abandoned.add();
+                return;
             }
         };
-        if !stopped {
+        let deadline = Instant::now() + self.watch.limits.teardown;
+        if stopped.recv_timeout(SLOW_TEARDOWN.min(self.watch.limits.teardown)) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+            let status = self.herald.status();
+            self.herald.turn(status.state, &format!("{}; the pipeline is slow to stop", status.reason));
+        }
+        if !stopping.join_until(deadline) {
             self.abandoned.add();
-            tracing::warn!(camera = %id, "a pipeline did not stop in time and was left behind");
+            tracing::warn!(camera = %self.config.id, "a pipeline did not stop in time and was left behind");
         }
     }
 }
 
-/// Tells each change of state, once, to the log and the caller.
-struct Herald {
-    board: Arc<Board>,
-    tell: Tell,
-    /// The last reason warned of since pictures came: a camera that stays away says so once, not at every try.
-    warned: String,
+/// Stops and drops a pipeline. One that does not stop is kept for ever instead.
+fn stop(pipeline: Pipeline) {
+    for _ in 0..STOP_TRIES {
+        if pipeline.set_state(State::Null).is_ok() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    tracing::warn!(pipeline = %pipeline.name(), "a pipeline refused to stop and is left as it is");
+    std::mem::forget(pipeline);
 }
 
-impl Herald {
-    fn turn(&mut self, state: CameraState, reason: &str) {
-        let Some(status) = self.board.turn(state, reason) else { return };
-        let (camera, state_name) = (&status.camera, state.name());
-        match state {
-            CameraState::Running => {
-                self.warned.clear();
-                tracing::info!(%camera, state = state_name, "pictures come");
-            }
-            CameraState::Failed if reason == END_OF_FILE => tracing::info!(%camera, state = state_name, "{reason}"),
-            CameraState::Failed | CameraState::Backoff if self.warned != reason => {
-                reason.clone_into(&mut self.warned);
-                tracing::warn!(%camera, state = state_name, "{reason}");
-            }
-            _ => tracing::debug!(%camera, state = state_name, "{reason}"),
+/// Where a start stands.
+enum Start {
+    Under(Receiver<bool>),
+    Done,
+    Refused,
+}
+
+impl Start {
+    /// Looks whether it has come to its end; returns whether it has just done so, and well.
+    fn step(&mut self) -> bool {
+        let Self::Under(started) = self else { return false };
+        match started.try_recv() {
+            Ok(true) => *self = Self::Done,
+            Ok(false) | Err(TryRecvError::Disconnected) => *self = Self::Refused,
+            Err(TryRecvError::Empty) => {}
         }
-        self.say(status);
+        matches!(self, Self::Done)
+    }
+}
+
+/// When pictures came.
+#[derive(Default)]
+struct Pictures {
+    first: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Pictures {
+    /// Notes the last picture; returns whether it is the first.
+    fn step(&mut self, last: Option<Instant>) -> bool {
+        self.last = last;
+        let begins = self.first.is_none() && last.is_some();
+        if begins {
+            self.first = last;
+        }
+        begins
     }
 
-    fn say(&mut self, status: CameraStatus) {
-        if catch_unwind(AssertUnwindSafe(|| (self.tell)(status))).is_err() {
-            tracing::error!("a status hook panicked; this is a defect, please report it");
-        }
+    /// From the first to the last: what was silent at the end was no health.
+    fn lasted(&self) -> Duration {
+        self.last.zip(self.first).map_or(Duration::ZERO, |(last, first)| last.saturating_duration_since(first))
     }
 }
 
@@ -285,7 +387,7 @@ impl Listener<'_> {
 
     /// The best guess at why a pipeline ended that posted no error.
     fn reason(&mut self) -> Option<Fault> {
-        let reason = self.missing.take().or(self.warning.take())?;
-        Some(Fault { reason, retry: Retry::Soon })
+        let missing = self.missing.take().map(|reason| Fault { reason, retry: Retry::Slowly });
+        missing.or_else(|| self.warning.take().map(|reason| Fault { reason, retry: Retry::Soon }))
     }
 }

@@ -1,31 +1,26 @@
-//! Where frames leave the pipeline: the gate ahead of the conversion, and the pixels after it.
+//! Where pictures leave a source: asks whether one is wanted, converts it, and notes that it came.
 //!
-//! Everything here runs on a streaming thread. A pipeline's closures hold a weak reference to their `Tap`, so one that
-//! hangs at its end keeps neither the tap nor the caller's hooks alive.
+//! Called by streaming threads and decoder threads. A pipeline that hangs at its end may keep its tap for ever; the
+//! caller's hooks are taken out of it when the source ends.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use gstreamer::prelude::*;
-use gstreamer_video::VideoFrameExt;
-use image::RgbImage;
+use gstreamer::BufferFlags;
 
-use crate::base::clock::Utc;
-use crate::base::metrics::Counter;
-use crate::source::watch::Pulse;
-use crate::source::{Admit, Candidate, Hooks};
-use crate::types::{CameraId, CameraState, CameraStatus, Frame, Luma, Plane, TimeSource};
+use crate::base::metrics::{Counter, Metrics};
+use crate::source::convert::{self, Converter};
+use crate::source::decoder::Picture;
+use crate::source::frozen::Frozen;
+use crate::source::watch::{Fault, Pulse, Retry};
+use crate::source::{Admit, Candidate, Hooks, Wants};
+use crate::types::{CameraId, CameraStatus, Frame};
 
-/// Seconds from the NTP epoch (1900) to the Unix epoch.
-const NTP_TO_UNIX: u64 = 2_208_988_800;
-
-/// A camera's clock further off than this (milliseconds) is not believed.
-const NTP_TRUST: i64 = 24 * 3600 * 1000;
-
-/// The two hooks a streaming thread calls; taken out when the source ends.
+/// The hooks that are called with pictures; taken out when the source ends.
 pub struct Outlets {
+    wants: Wants,
     admit: Admit,
     deliver: Box<dyn FnMut(Frame) + Send>,
 }
@@ -33,91 +28,95 @@ pub struct Outlets {
 /// The supervisor's hook.
 pub type Tell = Box<dyn FnMut(CameraStatus) + Send>;
 
-/// Parts the hooks by thread.
+/// Parts the hooks by who calls them.
 pub fn part(hooks: Hooks) -> (Arc<Mutex<Option<Outlets>>>, Tell) {
-    let Hooks { admit, deliver, status } = hooks;
-    (Arc::new(Mutex::new(Some(Outlets { admit, deliver }))), status)
-}
-
-/// The latest status, for whoever asks.
-pub struct Board(Mutex<CameraStatus>);
-
-impl Board {
-    /// Connecting, as every source begins.
-    pub fn new(camera: CameraId) -> Self {
-        let (state, since) = (CameraState::Connecting, Utc::now());
-        Self(Mutex::new(CameraStatus { camera, state, reason: String::new(), since, fps: 0.0 }))
-    }
-
-    /// A copy.
-    pub fn status(&self) -> CameraStatus {
-        self.lock().clone()
-    }
-
-    /// Changes the state; `None` where nothing changed.
-    pub fn turn(&self, state: CameraState, reason: &str) -> Option<CameraStatus> {
-        let mut status = self.lock();
-        if status.state == state && status.reason == reason {
-            return None;
-        }
-        (status.state, status.reason, status.since) = (state, reason.to_owned(), Utc::now());
-        if state != CameraState::Running {
-            status.fps = 0.0;
-        }
-        Some(status.clone())
-    }
-
-    /// Notes the frame rate.
-    pub fn rate(&self, fps: f64) {
-        self.lock().fps = fps;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, CameraStatus> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    let Hooks { wants, admit, deliver, status } = hooks;
+    (Arc::new(Mutex::new(Some(Outlets { wants, admit, deliver }))), status)
 }
 
 /// The counters of a camera.
 #[derive(Clone)]
 pub struct Counters {
-    /// Decoded frames.
+    /// Pictures the camera sent.
     pub frames_in: Counter,
-    /// Admitted frames.
+    /// Decoded ones.
+    pub frames_decoded: Counter,
+    /// Admitted ones.
     pub frames_sampled: Counter,
+    /// Those that no decoder came round to.
+    pub frames_skipped: Counter,
+    /// Those that came out damaged or not at all.
+    pub frames_damaged: Counter,
+}
+
+impl Counters {
+    /// Of `camera`.
+    pub fn new(metrics: &Metrics, camera: &CameraId) -> Self {
+        let counter = |name| metrics.counter(name, camera.as_str());
+        Self {
+            frames_in: counter("frames_in"),
+            frames_decoded: counter("frames_decoded"),
+            frames_sampled: counter("frames_sampled"),
+            frames_skipped: counter("frames_skipped"),
+            frames_damaged: counter("frames_damaged"),
+        }
+    }
+}
+
+/// What is the same for every attempt of a camera.
+#[derive(Clone)]
+pub struct Outside {
+    /// Whose pictures they are.
+    pub camera: CameraId,
+    /// Wider ones are scaled down.
+    pub max_width: Option<u32>,
+    /// A picture that stays the same for so long is a fault.
+    pub frozen_after: Option<Duration>,
+    /// The hooks.
+    pub outlets: Arc<Mutex<Option<Outlets>>>,
+    /// What is counted.
+    pub counters: Counters,
 }
 
 /// One attempt's way out.
 pub struct Tap {
-    camera: CameraId,
-    live: bool,
-    outlets: Arc<Mutex<Option<Outlets>>>,
-    counters: Counters,
+    outside: Outside,
     started: Instant,
     frames: AtomicU64,
-    /// Milliseconds after `started`, plus one; 0: never.
-    last_frame: AtomicU64,
-    last_data: AtomicU64,
+    last_frame: Mark,
+    last_data: Mark,
+    /// The first unit that could not be decoded since the last one that could.
+    failing: Mark,
+    /// Pictures come with keyframes only.
+    scarce: AtomicBool,
     panicked: AtomicBool,
     untrusted: AtomicBool,
-    /// Passes from the gate to the appsink: both run on one thread, so it is this frame's.
-    admitted: Mutex<Option<Candidate>>,
+    frozen: Mutex<Option<Frozen>>,
+    fault: Mutex<Option<Fault>>,
+    /// Frames a second by the caps, in thousandths; 0: they do not say.
+    announced: AtomicU64,
 }
+
+/// A moment: milliseconds after the attempt's begin, plus one; 0: never.
+#[derive(Default)]
+struct Mark(AtomicU64);
 
 impl Tap {
     /// A tap for an attempt that begins now.
-    pub fn new(camera: CameraId, live: bool, outlets: Arc<Mutex<Option<Outlets>>>, counters: Counters) -> Self {
+    pub fn new(outside: Outside) -> Self {
         Self {
-            camera,
-            live,
-            outlets,
-            counters,
+            frozen: Mutex::new(outside.frozen_after.map(Frozen::new)),
+            outside,
             started: Instant::now(),
             frames: AtomicU64::new(0),
-            last_frame: AtomicU64::new(0),
-            last_data: AtomicU64::new(0),
+            last_frame: Mark::default(),
+            last_data: Mark::default(),
+            failing: Mark::default(),
+            scarce: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
             untrusted: AtomicBool::new(false),
-            admitted: Mutex::new(None),
+            fault: Mutex::new(None),
+            announced: AtomicU64::new(0),
         }
     }
 
@@ -126,10 +125,21 @@ impl Tap {
         self.started
     }
 
+    /// What is counted.
+    pub fn counters(&self) -> &Counters {
+        &self.outside.counters
+    }
+
     /// What has come so far.
     pub fn pulse(&self) -> Pulse {
-        let at = |mark: &AtomicU64| mark.load(Ordering::Acquire).checked_sub(1).map(|ms| self.started + Duration::from_millis(ms));
-        Pulse { frames: self.frames.load(Ordering::Acquire), last_frame: at(&self.last_frame), last_data: at(&self.last_data) }
+        let at = |mark: &Mark| mark.0.load(Ordering::Acquire).checked_sub(1).map(|ms| self.started + Duration::from_millis(ms));
+        Pulse {
+            frames: self.frames.load(Ordering::Acquire),
+            last_frame: at(&self.last_frame),
+            last_data: at(&self.last_data),
+            failing: at(&self.failing),
+            scarce: self.scarce.load(Ordering::Acquire),
+        }
     }
 
     /// Whether a hook panicked.
@@ -147,43 +157,73 @@ impl Tap {
         self.untrusted.load(Ordering::Acquire)
     }
 
-    /// Notes that data reached the decoder.
+    /// Ends the attempt, for a reason that the bus does not tell. The first one counts.
+    pub fn fail(&self, fault: Fault) {
+        lock(&self.fault).get_or_insert(fault);
+    }
+
+    /// Why the attempt is to end.
+    pub fn fault(&self) -> Option<Fault> {
+        lock(&self.fault).clone()
+    }
+
+    /// Frames a second as the caps have it; `None` where they do not say.
+    pub fn announced(&self) -> Option<f64> {
+        Some(self.announced.load(Ordering::Relaxed)).filter(|&rate| rate > 0).map(|rate| rate as f64 / 1000.0)
+    }
+
+    /// Notes what the caps say.
+    pub fn announce(&self, caps: &gstreamer::Caps) {
+        let rate = caps.structure(0).and_then(|structure| structure.get::<gstreamer::Fraction>("framerate").ok());
+        let rate = rate.filter(|rate| rate.numer() > 0 && rate.denom() > 0);
+        let thousandths = rate.map_or(0.0, |rate| f64::from(rate.numer()) / f64::from(rate.denom()) * 1000.0);
+        self.announced.store(thousandths as u64, Ordering::Relaxed);
+    }
+
+    /// Notes that data came.
     pub fn data(&self) {
         self.mark(&self.last_data);
     }
 
-    /// The gate: whether this decoded frame is to be converted.
-    pub fn gate(&self, pad: &gstreamer::Pad, buffer: &gstreamer::BufferRef) -> bool {
+    /// Notes whether pictures come with keyframes only.
+    pub fn scarce(&self, scarce: bool) {
+        self.scarce.store(scarce, Ordering::Release);
+    }
+
+    /// Notes a picture that could not be decoded.
+    pub fn damaged(&self) {
+        self.outside.counters.frames_damaged.add();
+        if self.failing.0.load(Ordering::Acquire) == 0 {
+            self.mark(&self.failing);
+        }
+    }
+
+    /// Whether a picture that is not decoded yet would be looked at.
+    pub fn wants(&self, candidate: Candidate) -> bool {
+        self.guarded(|outlets| (outlets.wants)(candidate)).unwrap_or(false)
+    }
+
+    /// A decoded picture: converts and delivers it if it is wanted.
+    pub fn picture(&self, picture: &Picture, candidate: Candidate, converter: &mut Converter) {
+        if picture.buffer.flags().contains(BufferFlags::CORRUPTED) {
+            return self.damaged();
+        }
         self.mark(&self.last_frame);
+        self.failing.0.store(0, Ordering::Release);
         self.frames.fetch_add(1, Ordering::AcqRel);
-        self.counters.frames_in.add();
-        let candidate = self.candidate(pad, buffer);
-        let admitted = self.guarded(|outlets| (outlets.admit)(candidate, &|| luma(pad, buffer))).unwrap_or(false);
-        if admitted {
-            self.counters.frames_sampled.add();
-            *self.admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(candidate);
+        self.outside.counters.frames_decoded.add();
+        let luma = || convert::luma(&picture.info, &picture.buffer);
+        if let Some(frozen) = lock(&self.frozen).as_mut().and_then(|frozen| frozen.step(Instant::now(), luma)) {
+            self.fail(Fault { reason: frozen, retry: Retry::Soon });
         }
-        admitted
-    }
-
-    /// Hands on a converted frame.
-    pub fn deliver(&self, sample: &gstreamer::Sample) {
-        let candidate = self.admitted.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (Some(candidate), Some(image)) = (candidate, to_rgb(sample)) else { return };
+        if !self.guarded(|outlets| (outlets.admit)(candidate, &luma)).unwrap_or(false) {
+            return;
+        }
+        self.outside.counters.frames_sampled.add();
+        let Some(image) = converter.rgb(&picture.info, &picture.buffer, self.outside.max_width) else { return self.damaged() };
         let Candidate { received, captured, time_source, position } = candidate;
-        let frame = Frame { camera: self.camera.clone(), captured, time_source, received, position, image: Arc::new(image) };
+        let frame = Frame { camera: self.outside.camera.clone(), captured, time_source, received, position, image: Arc::new(image) };
         self.guarded(|outlets| (outlets.deliver)(frame));
-    }
-
-    fn candidate(&self, pad: &gstreamer::Pad, buffer: &gstreamer::BufferRef) -> Candidate {
-        let (received, now) = (Instant::now(), Utc::now());
-        if !self.live {
-            let position = stream_time(pad, buffer);
-            return Candidate { received, captured: now, time_source: TimeSource::File, position };
-        }
-        let ntp = ntp_time(buffer).filter(|ntp| ntp.millis().abs_diff(now.millis()) <= NTP_TRUST.unsigned_abs());
-        let (captured, time_source) = ntp.map_or((now, TimeSource::Pipeline), |ntp| (ntp, TimeSource::Ntp));
-        Candidate { received, captured, time_source, position: None }
     }
 
     /// Calls a hook. A panic would otherwise unwind into C and abort the daemon; the supervisor sees the flag instead.
@@ -191,65 +231,17 @@ impl Tap {
         if self.panicked() {
             return None;
         }
-        let mut outlets = self.outlets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outlets = lock(&self.outside.outlets);
         let outlets = outlets.as_mut()?;
         catch_unwind(AssertUnwindSafe(|| call(outlets))).map_err(|_| self.panicked.store(true, Ordering::Release)).ok()
     }
 
-    fn mark(&self, at: &AtomicU64) {
+    fn mark(&self, mark: &Mark) {
         let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-        at.store(ms + 1, Ordering::Release);
+        mark.0.store(ms + 1, Ordering::Release);
     }
 }
 
-/// The time since the clip's start, by the segment in force on `pad`.
-fn stream_time(pad: &gstreamer::Pad, buffer: &gstreamer::BufferRef) -> Option<Duration> {
-    let segment = pad.sticky_event::<gstreamer::event::Segment>(0)?;
-    let segment = segment.segment().downcast_ref::<gstreamer::ClockTime>()?;
-    segment.to_stream_time(buffer.pts()?).map(Into::into)
-}
-
-/// The camera's time of a frame, where RTCP sender reports gave it.
-fn ntp_time(buffer: &gstreamer::BufferRef) -> Option<Utc> {
-    let is_ntp = |caps: &gstreamer::CapsRef| caps.structure(0).is_some_and(|s| s.name() == "timestamp/x-ntp");
-    let meta = buffer.iter_meta::<gstreamer::ReferenceTimestampMeta>().find(|meta| is_ntp(meta.reference()))?;
-    let millis = meta.timestamp().mseconds().checked_sub(NTP_TO_UNIX * 1000)?;
-    i64::try_from(millis).ok().map(Utc::from_millis)
-}
-
-/// The brightness of a decoded frame: its luma, or what comes first where it has colours only.
-fn luma(pad: &gstreamer::Pad, buffer: &gstreamer::BufferRef) -> Option<Luma> {
-    let info = gstreamer_video::VideoInfo::from_caps(pad.current_caps()?.as_ref()).ok()?;
-    let format = info.format_info();
-    let bits = format.depth().first()? + format.shift().first()?;
-    if bits > 8 && !format.flags().contains(gstreamer_video::VideoFormatFlags::LE) {
-        return None;
-    }
-    let plane = *format.plane().first()?;
-    let frame = gstreamer_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info).ok()?;
-    Luma::of(Plane {
-        bytes: frame.plane_data(plane).ok()?,
-        stride: usize::try_from(*frame.plane_stride().get(plane as usize)?).ok()?,
-        width: info.width() as usize,
-        height: info.height() as usize,
-        step: usize::try_from(*format.pixel_stride().first()?).ok()?,
-        offset: usize::try_from(*format.poffset().first()?).ok()?,
-        bits,
-    })
-}
-
-/// The pixels of an RGB sample. Rows are copied one by one: they are padded to four bytes, or to what the decoder likes.
-/// The caps are read anew each time, for a camera may change its size.
-fn to_rgb(sample: &gstreamer::Sample) -> Option<RgbImage> {
-    let info = gstreamer_video::VideoInfo::from_caps(sample.caps()?).ok()?;
-    let frame = gstreamer_video::VideoFrameRef::from_buffer_ref_readable(sample.buffer()?, &info).ok()?;
-    let stride = usize::try_from(*frame.plane_stride().first()?).ok()?;
-    let row = info.width() as usize * 3;
-    let rows = info.height() as usize;
-    let data = frame.plane_data(0).ok()?;
-    let mut pixels = Vec::with_capacity(row * rows);
-    for start in (0..rows).map(|y| y * stride) {
-        pixels.extend_from_slice(data.get(start..start + row)?);
-    }
-    RgbImage::from_raw(info.width(), info.height(), pixels)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -21,6 +21,10 @@ pub struct Pulse {
     pub last_frame: Option<Instant>,
     /// The last data ahead of the decoder.
     pub last_data: Option<Instant>,
+    /// The first picture that could not be decoded since the last one that could.
+    pub failing: Option<Instant>,
+    /// Pictures come with keyframes only.
+    pub scarce: bool,
 }
 
 /// Where an attempt stands.
@@ -41,33 +45,67 @@ pub struct Watch {
     pub limits: Limits,
     /// A file may hold any pause: it is never stalled once it runs.
     pub live: bool,
-    /// Only keyframes are decoded.
-    pub keyframes: bool,
 }
 
 impl Watch {
     /// Judges an attempt that began at `started`.
     pub fn judge(&self, started: Instant, pulse: Pulse, now: Instant) -> Health {
+        let Limits { first_frame, stall, keyframe_gap, .. } = self.limits;
+        let since = |at: Instant| now.saturating_duration_since(at);
+        if let Some(failing) = pulse.failing.map(since).filter(|failing| self.live && *failing >= stall) {
+            return Health::Stalled(format!("pictures came that could not be decoded for {} s", failing.as_secs()));
+        }
+        let data_silent = pulse.last_data.map(since);
         let Some(last_frame) = pulse.last_frame else {
-            return match (now.duration_since(started), pulse.last_data) {
-                (waited, _) if waited < self.limits.first_frame => Health::Waiting,
+            let waited = since(started);
+            return match data_silent {
+                _ if waited < first_frame => Health::Waiting,
                 // Data comes but its first keyframe does not: the same patience as later on.
-                (waited, Some(_)) if self.keyframes && waited < self.limits.keyframe_gap => Health::Waiting,
-                (waited, Some(_)) => Health::Stalled(format!("data came but no picture within {} s", waited.as_secs())),
-                (waited, None) => Health::Stalled(format!("no picture within {} s", waited.as_secs())),
+                Some(silent) if pulse.scarce && silent < stall && waited < keyframe_gap => Health::Waiting,
+                Some(_) => Health::Stalled(format!("data came but no picture within {} s", waited.as_secs())),
+                None => Health::Stalled(format!("no picture within {} s", waited.as_secs())),
             };
         };
-        if !self.live {
-            return Health::Running;
-        }
-        let silent = now.duration_since(last_frame);
-        let data_silent = pulse.last_data.map_or(silent, |at| now.duration_since(at).min(silent));
-        let stalled = if self.keyframes {
-            data_silent >= self.limits.stall || silent >= self.limits.keyframe_gap
-        } else {
-            silent >= self.limits.stall
+        let silent = since(last_frame);
+        let patience = match data_silent {
+            Some(data_silent) if pulse.scarce && data_silent < stall => keyframe_gap,
+            _ => stall,
         };
-        if stalled { Health::Stalled(format!("no picture for {} s", silent.as_secs())) } else { Health::Running }
+        if self.live && silent >= patience {
+            return Health::Stalled(format!("no picture for {} s", silent.as_secs()));
+        }
+        Health::Running
+    }
+}
+
+/// More pictures than the caps announce, by this factor, are a flood.
+const FLOOD: f64 = 2.0;
+
+/// For so long.
+const FLOOD_LASTS: Duration = Duration::from_secs(5);
+
+/// So many reconnects because of it; after that the camera is taken to announce a wrong rate.
+const FLOODS: u32 = 2;
+
+/// Notices a camera that sends far more than it announces, as some do when their clock breaks.
+#[derive(Debug, Default)]
+pub struct Flood {
+    since: Option<Instant>,
+    told: u32,
+}
+
+impl Flood {
+    /// Whether the source is to be built anew: `fps` were measured at `now` where `announced` are to come.
+    pub fn step(&mut self, now: Instant, fps: f64, announced: Option<f64>) -> bool {
+        if self.told == FLOODS || announced.is_none_or(|announced| fps <= FLOOD * announced) {
+            self.since = None;
+            return false;
+        }
+        let over = now.saturating_duration_since(*self.since.get_or_insert(now)) >= FLOOD_LASTS;
+        if over {
+            (self.since, self.told) = (None, self.told + 1);
+        }
+        over
     }
 }
 
@@ -135,10 +173,9 @@ pub struct Fault {
 pub enum Retry {
     /// It may be back soon.
     Soon,
-    /// Credentials were refused: rarely, or the camera locks the account.
+    /// A person has to act first: credentials were refused (and the camera locks the account of who tries too often), a
+    /// certificate is not trusted, a plugin is missing.
     Slowly,
-    /// It cannot work with this installation.
-    Never,
 }
 
 /// How an attempt ended.
@@ -197,11 +234,19 @@ impl Policy {
         let shown = !self.live && !self.looped && frames > 0;
         match fault.retry {
             _ if shown => Next::Fail(fault.reason),
-            Retry::Never => Next::Fail(fault.reason),
             Retry::Soon => Next::Wait(backoff.next_delay(), fault.reason),
-            Retry::Slowly => Next::Wait(backoff.next_delay().max(self.limits.refused), fault.reason),
+            Retry::Slowly => {
+                let delay = backoff.next_delay().max(self.limits.refused);
+                Next::Wait(delay, format!("{}; next try in {}", fault.reason, in_words(delay)))
+            }
         }
     }
+}
+
+/// `45 s`, `5 min`.
+fn in_words(wait: Duration) -> String {
+    let seconds = wait.as_secs();
+    if seconds >= 60 && seconds.is_multiple_of(60) { format!("{} min", seconds / 60) } else { format!("{seconds} s") }
 }
 
 #[cfg(test)]
@@ -210,37 +255,67 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn watch(live: bool, keyframes: bool) -> Watch {
-        Watch { limits: Limits::default(), live, keyframes }
+    fn watch(live: bool) -> Watch {
+        Watch { limits: Limits::default(), live }
     }
 
     #[test]
     fn a_source_without_a_first_frame_stalls_after_its_wait() {
         let start = Instant::now();
         let pulse = Pulse::default();
-        assert_eq!(watch(true, false).judge(start, pulse, start + 19 * SECOND), Health::Waiting);
-        assert!(matches!(watch(true, false).judge(start, pulse, start + 20 * SECOND), Health::Stalled(_)));
-        let data = Pulse { last_data: Some(start + 19 * SECOND), ..pulse };
-        assert_eq!(watch(true, true).judge(start, data, start + 20 * SECOND), Health::Waiting);
-        assert!(matches!(watch(true, true).judge(start, data, start + 90 * SECOND), Health::Stalled(_)));
+        assert_eq!(watch(true).judge(start, pulse, start + 19 * SECOND), Health::Waiting);
+        assert!(matches!(watch(true).judge(start, pulse, start + 20 * SECOND), Health::Stalled(_)));
+        let data = |second: u32| Pulse { last_data: Some(start + second * SECOND), scarce: true, ..pulse };
+        assert_eq!(watch(true).judge(start, data(20), start + 20 * SECOND), Health::Waiting);
+        assert!(matches!(watch(true).judge(start, data(20), start + 30 * SECOND), Health::Stalled(_)));
+        assert!(matches!(watch(true).judge(start, data(90), start + 90 * SECOND), Health::Stalled(_)));
+        assert!(matches!(watch(true).judge(start, Pulse { scarce: false, ..data(20) }, start + 20 * SECOND), Health::Stalled(_)));
     }
 
     #[test]
     fn silence_stalls_a_camera_but_not_a_file() {
         let start = Instant::now();
-        let pulse = Pulse { frames: 1, last_frame: Some(start), last_data: Some(start) };
-        assert_eq!(watch(true, false).judge(start, pulse, start + 9 * SECOND), Health::Running);
-        assert!(matches!(watch(true, false).judge(start, pulse, start + 10 * SECOND), Health::Stalled(_)));
-        assert_eq!(watch(false, false).judge(start, pulse, start + 1000 * SECOND), Health::Running);
+        let pulse = Pulse { frames: 1, last_frame: Some(start), last_data: Some(start), ..Pulse::default() };
+        assert_eq!(watch(true).judge(start, pulse, start + 9 * SECOND), Health::Running);
+        assert!(matches!(watch(true).judge(start, pulse, start + 10 * SECOND), Health::Stalled(_)));
+        assert_eq!(watch(false).judge(start, pulse, start + 1000 * SECOND), Health::Running);
     }
 
     #[test]
     fn keyframes_far_apart_are_no_stall_while_data_comes() {
         let start = Instant::now();
-        let pulse = Pulse { frames: 1, last_frame: Some(start), last_data: Some(start + 29 * SECOND) };
-        assert_eq!(watch(true, true).judge(start, pulse, start + 30 * SECOND), Health::Running);
-        assert!(matches!(watch(true, true).judge(start, pulse, start + 39 * SECOND), Health::Stalled(_)));
-        assert!(matches!(watch(true, false).judge(start, pulse, start + 30 * SECOND), Health::Stalled(_)));
+        let data = |second: u32| Pulse {
+            frames: 1,
+            last_frame: Some(start),
+            last_data: Some(start + second * SECOND),
+            failing: None,
+            scarce: true,
+        };
+        assert_eq!(watch(true).judge(start, data(29), start + 30 * SECOND), Health::Running);
+        assert!(matches!(watch(true).judge(start, data(29), start + 39 * SECOND), Health::Stalled(_)));
+        assert!(matches!(watch(true).judge(start, data(89), start + 90 * SECOND), Health::Stalled(_)));
+        assert!(matches!(watch(true).judge(start, Pulse { scarce: false, ..data(29) }, start + 30 * SECOND), Health::Stalled(_)));
+    }
+
+    #[test]
+    fn pictures_that_cannot_be_decoded_are_a_stall() {
+        let start = Instant::now();
+        let failing = Pulse { last_data: Some(start + 14 * SECOND), failing: Some(start + 5 * SECOND), scarce: true, ..Pulse::default() };
+        assert_eq!(watch(true).judge(start, failing, start + 14 * SECOND), Health::Waiting);
+        let Health::Stalled(reason) = watch(true).judge(start, failing, start + 15 * SECOND) else { panic!("not stalled") };
+        assert_eq!(reason, "pictures came that could not be decoded for 10 s");
+    }
+
+    #[test]
+    fn a_flood_is_told_twice_and_then_taken_for_the_cameras_way() {
+        let start = Instant::now();
+        let mut flood = Flood::default();
+        let mut at = |second: u32, fps| flood.step(start + second * SECOND, fps, Some(25.0));
+        assert!(!at(0, 60.0) && !at(4, 60.0) && !at(5, 40.0), "it went by");
+        assert!(!at(6, 60.0) && at(11, 60.0));
+        assert!(!at(12, 60.0) && at(17, 60.0));
+        assert!(!at(18, 60.0) && !at(99, 60.0));
+        assert!(!Flood::default().step(start, 1000.0, None));
     }
 
     #[test]
@@ -277,10 +352,9 @@ mod tests {
         assert!(matches!(after(camera, Ended::Stalled("why".into()), 9), Next::Wait(..)));
         assert_eq!(after(once, lost(Retry::Soon), 9), Next::Fail("why".into()));
         assert!(matches!(after(once, lost(Retry::Soon), 0), Next::Wait(..)));
-        assert_eq!(after(camera, lost(Retry::Never), 0), Next::Fail("why".into()));
         assert_eq!(after(camera, Ended::Stopped, 9), Next::Leave);
-        let Next::Wait(delay, _) = after(camera, lost(Retry::Slowly), 0) else { panic!("no wait") };
-        assert!(delay >= Limits::default().refused);
+        let Next::Wait(delay, reason) = after(camera, lost(Retry::Slowly), 0) else { panic!("no wait") };
+        assert_eq!((delay, reason.as_str()), (Limits::default().refused, "why; next try in 5 min"));
     }
 
     #[test]

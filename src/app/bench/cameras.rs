@@ -19,7 +19,7 @@ use crate::base::thread::{self, Thread};
 use crate::base::{memory, process};
 use crate::config::{CameraConfig, Decode, Input};
 use crate::detect::Job;
-use crate::source::{self, Source};
+use crate::source::{self, Decoders, Source};
 use crate::types::{CameraId, Frame, Prompt, TimeSource};
 use report::{Flow, Report};
 use server::Server;
@@ -109,6 +109,8 @@ fn since(begin: Option<Duration>, end: Option<Duration>) -> Option<Duration> {
 /// The running stages.
 struct Rig {
     sources: Vec<Source>,
+    /// Outlive the sources.
+    _decoders: Decoders,
     detector: Thread,
     tally: Arc<Mutex<Tally>>,
 }
@@ -118,12 +120,13 @@ impl Rig {
         let (putters, jobs) = mailbox::<Job>(args.count.into());
         let tally = Arc::new(Mutex::new(Tally { frames: vec![0; args.count.into()], timed: Timed::default() }));
         let detector = detector(jobs, tally.clone())?;
+        let decoders = Decoders::start()?;
         let mut sources = Vec::new();
         for (number, putter) in putters.into_iter().enumerate() {
             if shutdown.wait(if number == 0 { Duration::ZERO } else { STAGGER }) {
                 break;
             }
-            match camera(args, uri, number, putter, metrics, shutdown) {
+            match camera(args, uri, number, putter, &decoders, metrics, shutdown) {
                 Ok(source) => sources.push(source),
                 Err(error) => {
                     // As in the daemon: those that run already are joined as they are dropped.
@@ -132,7 +135,7 @@ impl Rig {
                 }
             }
         }
-        Ok(Self { sources, detector, tally })
+        Ok(Self { sources, _decoders: decoders, detector, tally })
     }
 
     /// Until every camera has given a frame, but not for ever, and a moment more.
@@ -157,14 +160,22 @@ impl Rig {
     }
 }
 
-fn camera(args: &CamerasArgs, uri: &str, number: usize, putter: Putter<Job>, metrics: &Metrics, shutdown: &Shutdown) -> Result<Source> {
+fn camera(
+    args: &CamerasArgs,
+    uri: &str,
+    number: usize,
+    putter: Putter<Job>,
+    decoders: &Decoders,
+    metrics: &Metrics,
+    shutdown: &Shutdown,
+) -> Result<Source> {
     let camera = CameraConfig {
         interval: args.interval,
         decode: args.decode,
         ..CameraConfig::new(id(number)?, Input::Uri(uri.to_owned()), Prompt::new("detect nothing")?)
     };
     let hooks = app::hooks(&camera, putter, drop, metrics);
-    source::start(camera, hooks, metrics, shutdown.clone())
+    source::start(camera, hooks, decoders, metrics, shutdown.clone())
 }
 
 /// The place of a camera among the others is its number.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::base::redact::ExposeSecret;
+use crate::config::{DecoderKind, Input, MotionConfig, Transport};
 use crate::types::MinScore;
 
 const CAMERA: &str = "[[camera]]\nid = \"street\"\nuri = \"rtsp://cam/main\"\nprompt = \"detect cat; dog\"\n";
@@ -9,7 +10,9 @@ fn read(text: &str) -> Result<Config, Vec<Fault>> {
     let fragment = |text: &str| if text == "nonsense" { Err("no element \"nonsense\"".to_owned()) } else { Ok(()) };
     let tls = |tls: &TlsConfig| if tls.ca_file.is_some() { Err("no certificate".to_owned()) } else { Ok(()) };
     let device = |device: Device| if matches!(device, Device::Cuda(_)) { Err("no such GPU".to_owned()) } else { Ok(()) };
-    parse(text, &env, &Checks { fragment: &fragment, tls: &tls, device: &device })
+    let source = |text: &str| if text == "nonsense" { Err("the fragment has no source".to_owned()) } else { Ok(()) };
+    let ca_file = |path: &Path| if path.starts_with("/certs") { Ok(()) } else { Err("no certificate".to_owned()) };
+    parse(text, &env, &Checks { fragment: &fragment, source: &source, ca_file: &ca_file, tls: &tls, device: &device })
 }
 
 fn faults(text: &str) -> Vec<String> {
@@ -85,6 +88,109 @@ fn motion_has_a_longest_interval_and_a_mask() {
     );
 }
 
+/// A camera with these lines, the first of which is line 6.
+fn opened(keys: &str) -> String {
+    format!("[model]\nid = \"a/b\"\n[[camera]]\nid = \"street\"\nprompt = \"detect x\"\n{keys}\n")
+}
+
+#[test]
+fn a_camera_is_opened_by_a_uri_or_a_pipeline() {
+    let camera = read(&opened("pipeline = \"videotestsrc ! videoconvert\"")).unwrap().cameras.remove(0);
+    assert_eq!(camera.input, Input::Fragment("videotestsrc ! videoconvert".into()));
+    // The variable is for a URI; a fragment has no place for it.
+    assert!(camera.password.is_none());
+    assert_eq!(
+        faults(&opened("")),
+        [
+            "line 3: camera[0].uri is missing; must be rtsp:// rtsps:// http:// https:// file:// or v4l2://, or pipeline a gst-launch fragment that ends in raw video"
+        ]
+    );
+    assert_eq!(
+        faults(&opened("uri = \"rtsp://c/1\"\npipeline = \"nonsense\"\nloop = true")),
+        ["line 7: camera[0].pipeline stands beside uri; must be one of the two"]
+    );
+    assert_eq!(faults(&opened("pipeline = \"nonsense\"")), ["line 6: camera[0].pipeline cannot be used: the fragment has no source"]);
+    assert_eq!(faults(&opened("pipeline = 3")), ["line 6: camera[0].pipeline is an integer; must be text in quotes"]);
+    assert_eq!(faults(&opened("uri = 3")), ["line 6: camera[0].uri is an integer; must be text in quotes"]);
+}
+
+#[test]
+fn keys_of_a_uri_are_refused_beside_a_pipeline() {
+    let keys = ["loop = false", "transport = \"tcp\"", "ca_file = \"/certs/a\"", "username = \"u\"", "password_file = \"/nonexistent/x\""];
+    let found = faults(&opened(&format!("pipeline = \"videotestsrc\"\n{}", keys.join("\n"))));
+    let expected = keys.iter().enumerate().map(|(index, line)| {
+        let key = line.split(' ').next().unwrap();
+        format!("line {}: camera[0].{key} has no meaning beside pipeline; its elements have properties of their own for that", index + 7)
+    });
+    assert_eq!(found, expected.collect::<Vec<_>>());
+    let found = faults(&opened("pipeline = \"videotestsrc\"\npassword = \"s3cr3t\""));
+    assert!(
+        found.len() == 1 && found[0].starts_with("line 7: camera[0].password has no meaning") && !found[0].contains("s3cr3t"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn packets_go_beside_the_connection_for_plain_rtsp_only() {
+    let transport = |uri: &str, line: &str| opened(&format!("uri = \"{uri}\"\n{line}"));
+    for (line, expected) in [("", Transport::Tcp), ("transport = \"tcp\"", Transport::Tcp), ("transport = \"udp\"", Transport::Udp)] {
+        assert_eq!(read(&transport("rtsp://c/1", line)).unwrap().cameras[0].transport, expected);
+    }
+    for uri in ["rtsps://c/1", "http://c/1", "v4l2:///dev/video0", "a.mp4"] {
+        assert!(read(&transport(uri, "transport = \"tcp\"")).is_ok(), "{uri}");
+        assert_eq!(
+            faults(&transport(uri, "transport = \"udp\"")),
+            ["line 7: camera[0].transport is \"udp\"; must be tcp, for only rtsp:// can send its packets beside the connection"]
+        );
+    }
+    assert_eq!(
+        faults(&transport("rtsp://c/1", "transport = \"UDP\"")),
+        ["line 7: camera[0].transport is \"UDP\"; must be one of tcp, udp"]
+    );
+}
+
+#[test]
+fn an_authority_is_for_encrypted_uris_only() {
+    let authority = |uri: &str, path: &str| opened(&format!("uri = \"{uri}\"\nca_file = \"{path}\""));
+    for uri in ["rtsps://c/1", "https://c/1"] {
+        assert_eq!(read(&authority(uri, "/certs/ca.pem")).unwrap().cameras[0].ca_file, Some("/certs/ca.pem".into()));
+        assert_eq!(faults(&authority(uri, "x")), ["line 7: camera[0].ca_file cannot be used: no certificate"]);
+    }
+    for uri in ["rtsp://c/1", "http://c/1", "a.mp4"] {
+        assert_eq!(
+            faults(&authority(uri, "/certs/ca.pem")),
+            ["line 7: camera[0].ca_file has no meaning for this uri; only rtsps:// and https:// show a certificate"]
+        );
+    }
+    // A scheme that is not known forbids nothing.
+    assert_eq!(faults(&authority("gopher://c", "/certs/ca.pem")).len(), 1);
+}
+
+#[test]
+fn pictures_are_decoded_scaled_and_watched_as_written() {
+    let camera = |line: &str| read(&opened(&format!("uri = \"rtsp://c/1\"\n{line}"))).unwrap().cameras.remove(0);
+    let bare = camera("");
+    assert_eq!((bare.decoder, bare.max_width, bare.frozen_after), (DecoderKind::Software, None, None));
+    let kinds = [DecoderKind::Software, DecoderKind::Auto, DecoderKind::Va, DecoderKind::Nvidia, DecoderKind::V4l2];
+    for (name, kind) in ["software", "auto", "va", "nvidia", "v4l2"].into_iter().zip(kinds) {
+        assert_eq!(camera(&format!("decoder = \"{name}\"")).decoder, kind);
+    }
+    assert_eq!([64, 8192].map(|width| camera(&format!("max_width = {width}")).max_width), [Some(64), Some(8192)]);
+    assert_eq!(camera("frozen_after = 1.5").frozen_after, Some(Duration::from_millis(1500)));
+    let found = |line: &str| faults(&opened(&format!("uri = \"rtsp://c/1\"\n{line}"))).join("\n");
+    for (line, fault) in [
+        ("decoder = \"vaapi\"", "decoder is \"vaapi\"; must be one of software, auto, va, nvidia, v4l2"),
+        ("max_width = 63", "max_width is 63; must be in 64..=8192"),
+        ("max_width = 8193", "max_width is 8193; must be in 64..=8192"),
+        ("max_width = 640.5", "max_width is a float; must be a whole number in 64..=8192"),
+        ("frozen_after = 0.5", "frozen_after is 0.5; must be in 1..=86400"),
+        ("frozen_after = 86401", "frozen_after is 86401; must be in 1..=86400"),
+        ("frozen_after = \"off\"", "frozen_after is a string; must be a number in 1..=86400"),
+    ] {
+        assert_eq!(found(line), format!("line 7: camera[0].{fault}"));
+    }
+}
+
 #[test]
 fn exclusive_keys_are_refused_together() {
     let found = faults(
@@ -142,7 +248,7 @@ fn one_camera_at_least_is_enabled() {
 fn two_cameras_do_not_share_a_password_by_accident() {
     let env = |name: &str| (name == "PALISADE_CAMERA_A_B_PASSWORD").then(|| "s3cr3t".to_owned());
     let camera = |id: &str| CAMERA.replace("street", id);
-    let checks = Checks { fragment: &|_| Ok(()), tls: &|_| Ok(()), device: &|_| Ok(()) };
+    let checks = Checks { fragment: &|_| Ok(()), source: &|_| Ok(()), ca_file: &|_| Ok(()), tls: &|_| Ok(()), device: &|_| Ok(()) };
     let text = format!("[model]\npath = \"samples\"\n{}{}", camera("a-b"), camera("a_b"));
     let found = parse(&text, &env, &checks).unwrap_err();
     assert!(found.len() == 1 && found[0].message.contains("PALISADE_CAMERA_A_B_PASSWORD"), "{found:?}");
@@ -188,7 +294,11 @@ fn the_shipped_example_is_valid_and_states_the_defaults() {
     let bare = read(&format!("[model]\nid = \"google/paligemma2-3b-mix-224\"\n{CAMERA}")).unwrap();
     assert_eq!(config.model.source, bare.model.source);
     assert_eq!(format!("{:?}", config.log), format!("{:?}", bare.log));
-    assert_eq!(config.cameras[0].interval, bare.cameras[0].interval);
+    let read_from = |config: &Config| {
+        let camera = &config.cameras[0];
+        (camera.interval, camera.decode, camera.decoder, camera.transport, camera.max_width, camera.frozen_after, camera.looped)
+    };
+    assert_eq!(read_from(&config), read_from(&bare));
     assert_eq!((config.model.max_new_tokens, config.model.workers, config.model.min_score), (100, 1, MinScore::default()));
 }
 

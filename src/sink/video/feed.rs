@@ -11,6 +11,7 @@ use gstreamer_app::AppSrc;
 use gstreamer_video::DownstreamForceKeyUnitEvent;
 
 use crate::base::error::{Context, Error, Kind, Result};
+use crate::base::redact;
 use crate::base::thread;
 use crate::sink::Picture;
 use crate::sink::video::raw::{self, Timeline};
@@ -197,6 +198,5 @@ fn sentence(name: &str, error: &gstreamer::message::Error) -> Error {
     let detail = error.debug().and_then(|debug| debug.lines().last().map(str::to_owned)).unwrap_or_default();
     let detail = if detail.is_empty() || detail.ends_with(':') { String::new() } else { format!(" ({})", detail.trim()) };
     let said = format!("{name}: {element}: {}{detail}", error.error().message().trim_end_matches('.'));
-    let words = said.split(' ').map(|word| word.split_once("://").map_or_else(|| word.to_owned(), |(scheme, _)| format!("{scheme}://***")));
-    Error::new(Kind::Pipeline, words.collect::<Vec<_>>().join(" "))
+    Error::new(Kind::Pipeline, redact::addresses(&said))
 }

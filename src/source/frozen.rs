@@ -1,0 +1,75 @@
+//! A camera whose picture stands still to the last bit: its sensor or its encoder hangs, and frames come all the same.
+
+use std::time::{Duration, Instant};
+
+use crate::types::Luma;
+
+/// Between two comparisons.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// The same picture, encoded anew, differs by some 0.05 levels in the mean of a cell; a sensor's noise by 0.2 and more.
+const SAME: f32 = 0.1;
+
+/// Compares pictures over time.
+#[derive(Debug)]
+pub struct Frozen {
+    after: Duration,
+    checked: Option<Instant>,
+    /// The picture that all since have been the same as, and since when.
+    since: Option<(Luma, Instant)>,
+}
+
+impl Frozen {
+    /// Complains once the picture has been the same for `after`.
+    pub fn new(after: Duration) -> Self {
+        Self { after, checked: None, since: None }
+    }
+
+    /// Notes a picture at `now`; a sentence where it has been the same for too long.
+    pub fn step(&mut self, now: Instant, luma: impl FnOnce() -> Option<Luma>) -> Option<String> {
+        if self.checked.is_some_and(|at| now.saturating_duration_since(at) < EVERY.min(self.after)) {
+            return None;
+        }
+        self.checked = Some(now);
+        let luma = luma()?;
+        match &self.since {
+            Some((first, since)) if same(first, &luma) => {
+                let passed = now.saturating_duration_since(*since);
+                (passed >= self.after).then(|| format!("the same picture for {} s", passed.as_secs()))
+            }
+            _ => {
+                self.since = Some((luma, now));
+                None
+            }
+        }
+    }
+}
+
+fn same(a: &Luma, b: &Luma) -> bool {
+    let apart: f32 = a.cells().iter().zip(b.cells()).map(|(a, b)| (a - b).abs()).sum();
+    a.shape() == b.shape() && apart < SAME * a.cells().len() as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Plane;
+
+    fn luma(level: impl Fn(usize) -> u8) -> Option<Luma> {
+        let bytes: Vec<u8> = (0..64 * 64).map(level).collect();
+        Luma::of(Plane { bytes: &bytes, stride: 64, width: 64, height: 64, step: 1, offset: 0, bits: 8 })
+    }
+
+    #[test]
+    fn a_picture_that_stays_is_told_and_one_with_noise_is_not() {
+        let start = Instant::now();
+        let told = |noise: fn(usize, u64) -> u8| {
+            let mut frozen = Frozen::new(Duration::from_secs(10));
+            (0..400u64).find(|n| frozen.step(start + Duration::from_millis(n * 100), || luma(|pixel| noise(pixel, *n))).is_some())
+        };
+        assert_eq!(told(|pixel, _| pixel as u8), Some(100));
+        // One level more or less in half of the pixels, as a sensor in daylight has it.
+        assert_eq!(told(|pixel, n| 100 + ((pixel as u64 * 2_654_435_761 + n * 40_503) >> 7) as u8 % 4), None);
+        assert_eq!(told(|_, n| (n / 50) as u8), None, "it changes each five seconds");
+    }
+}

@@ -1,0 +1,194 @@
+//! What comes out of a camera's pipeline, on its streaming thread: sorts encoded pictures by what is to become of them.
+//!
+//! Keyframes that may be looked at go to the shared decoders, or every picture to a decoder of the camera's own. Nothing
+//! here waits where the source is live: a camera that is held up loses its packets.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use gstreamer::{ClockTime, Sample};
+use gstreamer_video::VideoInfo;
+
+use crate::base::clock::Utc;
+use crate::source::Candidate;
+use crate::source::choice::Choice;
+use crate::source::convert::Converter;
+use crate::source::decoder::Picture;
+use crate::source::gop::Gop;
+use crate::source::own::Own;
+use crate::source::plan::{Path, Plan};
+use crate::source::pool::{Order, Seat};
+use crate::source::tap::Tap;
+use crate::source::unit::{self, Unit};
+use crate::types::TimeSource;
+
+/// Seconds from the NTP epoch (1900) to the Unix epoch.
+const NTP_TO_UNIX: u64 = 2_208_988_800;
+
+/// A camera's clock that is further ahead or behind (milliseconds) is not believed.
+const NTP_AHEAD: i64 = 2_000;
+const NTP_BEHIND: i64 = 30_000;
+
+/// A picture is not taken for older than this by the pipeline's clock.
+const MOST_AGE: Duration = Duration::from_secs(30);
+
+/// At the end of a file: for what is still to be decoded.
+const END_GRACE: Duration = Duration::from_secs(10);
+
+/// H.264 may have no keyframe at all: it is refreshed in stripes. After so long it is decoded from anywhere.
+const NO_KEYFRAME: Duration = Duration::from_secs(30);
+
+/// What an intake is made of.
+pub struct Parts {
+    /// Where pictures go.
+    pub tap: Arc<Tap>,
+    /// A camera, not a file.
+    pub live: bool,
+    /// Which pictures are decoded; outlives the attempt.
+    pub plan: Arc<Mutex<Plan>>,
+    /// What decodes them; outlives the attempt.
+    pub choice: Choice,
+    /// The shared decoders.
+    pub seat: Arc<Seat>,
+    /// A keyframe is decoded at least this often: data alone does not tell that a camera can be seen.
+    pub heartbeat: Duration,
+}
+
+/// One attempt's intake.
+pub struct Intake {
+    parts: Parts,
+    caps: Option<gstreamer::Caps>,
+    /// The pixels' shape, where they come undecoded.
+    raw: Option<VideoInfo>,
+    converter: Converter,
+    /// A keyframe whose rest may follow.
+    held: Option<Unit>,
+    gop: Gop,
+    own: Option<Own>,
+    /// When a keyframe was last given to be decoded.
+    asked: Option<Instant>,
+}
+
+impl Intake {
+    /// Nothing has come yet.
+    pub fn new(parts: Parts) -> Self {
+        Self { parts, caps: None, raw: None, converter: Converter::default(), held: None, gop: Gop::default(), own: None, asked: None }
+    }
+
+    /// Takes what came; `now` is the pipeline's running time.
+    pub fn sample(&mut self, sample: &Sample, now: Option<ClockTime>) {
+        let (Some(buffer), Some(caps), Some(segment)) = (sample.buffer_owned(), sample.caps_owned(), sample.segment()) else { return };
+        let tap = &self.parts.tap;
+        tap.data();
+        if self.caps.as_ref() != Some(&caps) {
+            tap.announce(&caps);
+            self.raw = VideoInfo::from_caps(&caps).ok().filter(|_| caps.structure(0).is_some_and(|s| s.name() == "video/x-raw"));
+            self.caps = Some(caps.clone());
+        }
+        let moment = moment(&buffer, segment, now, self.parts.live);
+        if let Some(info) = &self.raw {
+            tap.counters().frames_in.add();
+            return tap.picture(&Picture { buffer, info: info.clone() }, moment, &mut self.converter);
+        }
+        let unit = Unit { key: unit::is_key(&caps, &buffer), segment: segment.clone(), buffer, caps, moment };
+        match self.held.take() {
+            Some(mut held) if held.goes_on_in(&unit) => {
+                held.join(unit);
+                self.held = Some(held);
+                return;
+            }
+            Some(held) => self.whole(held),
+            None => {}
+        }
+        if unit.key && unit.may_be_split() { self.held = Some(unit) } else { self.whole(unit) }
+    }
+
+    /// Nothing more will come; returns when all of a file has been decoded.
+    pub fn end(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.whole(held);
+        }
+        if self.parts.live {
+            return self.own = None;
+        }
+        let own = self.own.take().is_none_or(|own| own.finish(END_GRACE));
+        let whole = own && self.parts.seat.wait(END_GRACE);
+        if !whole {
+            tracing::warn!("the end of a file could not be decoded in time");
+        }
+    }
+
+    /// One whole encoded picture.
+    fn whole(&mut self, unit: Unit) {
+        self.parts.tap.counters().frames_in.add();
+        let (path, follows) = {
+            let mut plan = self.parts.plan.lock().unwrap_or_else(PoisonError::into_inner);
+            (plan.step(unit.key, unit.moment.received), plan.may_follow())
+        };
+        if path == Path::Keyframes {
+            self.own = None;
+            self.parts.tap.scarce(true);
+            if unit.key {
+                self.keyframe(unit.clone());
+            }
+            if follows {
+                self.gop.add(unit);
+            }
+            return;
+        }
+        let missed = self.gop.take();
+        let Parts { tap, choice, live, .. } = &self.parts;
+        let own = match &mut self.own {
+            Some(own) => own,
+            None => match Own::start(tap.clone(), choice.clone(), *live) {
+                Ok(own) => self.own.insert(own),
+                Err(error) => return tracing::error!("{}", error.chain()),
+            },
+        };
+        let patience = tap.started().elapsed() >= NO_KEYFRAME;
+        missed.into_iter().chain([unit]).for_each(|unit| own.push(unit, patience));
+        tap.scarce(!own.begun());
+    }
+
+    /// Has a keyframe decoded if it may be looked at.
+    fn keyframe(&mut self, unit: Unit) {
+        let Parts { tap, choice, seat, live, heartbeat, .. } = &self.parts;
+        let moment = unit.moment;
+        let quiet = self.asked.is_none_or(|at| moment.received.saturating_duration_since(at) >= *heartbeat);
+        if !tap.wants(moment) && !quiet {
+            return;
+        }
+        self.asked = Some(moment.received);
+        if !live {
+            // A file shows each of them, however long one takes.
+            seat.wait(END_GRACE);
+        }
+        seat.ask(Order { unit, tap: tap.clone(), choice: choice.clone() });
+    }
+}
+
+/// When a picture came, and when it was taken.
+fn moment(buffer: &gstreamer::Buffer, segment: &gstreamer::Segment, now: Option<ClockTime>, live: bool) -> Candidate {
+    let (received, clock) = (Instant::now(), Utc::now());
+    let segment = segment.downcast_ref::<ClockTime>();
+    if !live {
+        let position = segment.zip(buffer.pts()).and_then(|(segment, pts)| segment.to_stream_time(pts)).map(Into::into);
+        return Candidate { received, captured: clock, time_source: TimeSource::File, position };
+    }
+    let believed = |ntp: &Utc| (clock.millis() - NTP_BEHIND..=clock.millis() + NTP_AHEAD).contains(&ntp.millis());
+    if let Some(captured) = ntp_time(buffer).filter(believed) {
+        return Candidate { received, captured, time_source: TimeSource::Ntp, position: None };
+    }
+    let running = segment.zip(buffer.pts()).and_then(|(segment, pts)| segment.to_running_time(pts));
+    let age = now.zip(running).and_then(|(now, running)| now.checked_sub(running)).map_or(Duration::ZERO, Duration::from).min(MOST_AGE);
+    let captured = Utc::from_millis(clock.millis() - i64::try_from(age.as_millis()).unwrap_or_default());
+    Candidate { received, captured, time_source: TimeSource::Pipeline, position: None }
+}
+
+/// The camera's time of a picture, where RTCP sender reports gave it.
+fn ntp_time(buffer: &gstreamer::BufferRef) -> Option<Utc> {
+    let is_ntp = |caps: &gstreamer::CapsRef| caps.structure(0).is_some_and(|s| s.name() == "timestamp/x-ntp");
+    let meta = buffer.iter_meta::<gstreamer::ReferenceTimestampMeta>().find(|meta| is_ntp(meta.reference()))?;
+    let millis = meta.timestamp().mseconds().checked_sub(NTP_TO_UNIX * 1000)?;
+    i64::try_from(millis).ok().map(Utc::from_millis)
+}

@@ -1,0 +1,196 @@
+//! A camera's own decoder and its thread, where every picture is decoded.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use gstreamer::{ClockTime, Segment};
+
+use crate::base::error::Result;
+use crate::base::thread::{self, Thread};
+use crate::source::Candidate;
+use crate::source::choice::Choice;
+use crate::source::convert::Converter;
+use crate::source::decoder::Decoder;
+use crate::source::tap::Tap;
+use crate::source::unit::Unit;
+use crate::types::TimeSource;
+
+/// Pictures that wait to be decoded: what a live source sends in five seconds, and a whole group that is caught up with.
+const WAITING: usize = 512;
+
+/// What a file may be ahead: it is read as it is shown.
+const WAITING_FILE: usize = 4;
+
+/// Pictures under way in a decoder, at most.
+const UNDER_WAY: usize = 128;
+
+/// So many pictures pushed and none shown: the decoder can do nothing with them.
+const FRUITLESS: u32 = 100;
+
+/// Up to so many pixels one processor decodes thirty pictures a second of; more take several, and a little delay.
+const EASY: i32 = 1920 * 1088;
+
+/// The thread and the way to it. Dropped, it stops at the next picture.
+pub struct Own {
+    work: Option<Sender<Unit>>,
+    quit: Arc<AtomicBool>,
+    thread: Option<Thread>,
+    tap: Arc<Tap>,
+    live: bool,
+    begun: bool,
+}
+
+impl Own {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub fn start(tap: Arc<Tap>, choice: Choice, live: bool) -> Result<Self> {
+        let (work, units) = bounded(if live { WAITING } else { WAITING_FILE });
+        let quit = Arc::<AtomicBool>::default();
+        let feeder = Feeder {
+            tap: tap.clone(),
+            choice,
+            decoder: None,
+            converter: Converter::default(),
+            moments: VecDeque::new(),
+            segment: None,
+            fruitless: 0,
+        };
+        let flag = quit.clone();
+        let thread = thread::spawn("decode", move || feeder.run(&units, &flag))?;
+        Ok(Self { work: Some(work), quit, thread: Some(thread), tap, live, begun: false })
+    }
+
+    /// Whether it has had what it needs to show pictures.
+    pub fn begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Takes the next picture. It begins with a keyframe, or `anywhere`. A live source that is too much for the machine
+    /// loses pictures up to its next keyframe; a file waits.
+    pub fn push(&mut self, unit: Unit, anywhere: bool) {
+        let Some(work) = &self.work else { return };
+        self.begun |= unit.key || anywhere;
+        if !self.begun {
+            return;
+        }
+        if !self.live {
+            // Its thread ends before it is told to only by a panic.
+            work.send(unit).ok();
+        } else if let Err(TrySendError::Full(_)) = work.try_send(unit) {
+            self.tap.counters().frames_skipped.add();
+            self.begun = false;
+        }
+    }
+
+    /// Shows what is left, for `most` at most; returns whether all was shown.
+    pub fn finish(mut self, most: Duration) -> bool {
+        self.work = None;
+        self.thread.take().is_none_or(|thread| thread.join_until(Instant::now() + most))
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        self.quit.store(true, Ordering::Release);
+        self.work = None;
+    }
+}
+
+/// The thread's side.
+struct Feeder {
+    tap: Arc<Tap>,
+    choice: Choice,
+    decoder: Option<Decoder>,
+    converter: Converter,
+    /// Of the pictures under way, by their time.
+    moments: VecDeque<(Option<ClockTime>, Candidate)>,
+    segment: Option<Segment>,
+    /// Pictures pushed since one was shown.
+    fruitless: u32,
+}
+
+impl Feeder {
+    fn run(mut self, units: &Receiver<Unit>, quit: &AtomicBool) {
+        for unit in units {
+            if quit.load(Ordering::Acquire) {
+                return;
+            }
+            self.push(&unit);
+        }
+        if let Some(decoder) = &self.decoder
+            && !quit.load(Ordering::Acquire)
+        {
+            decoder.drain();
+            self.show();
+        }
+    }
+
+    fn push(&mut self, unit: &Unit) {
+        if self.decoder.is_none() {
+            match self.choice.factory(&unit.caps) {
+                Ok(factory) => match Decoder::start(&factory, threads(unit)) {
+                    Ok(decoder) => self.decoder = Some(decoder),
+                    Err(why) => {
+                        tracing::debug!("{why}");
+                        self.choice.judge(&factory, false);
+                        return self.tap.damaged();
+                    }
+                },
+                Err(fault) => return self.tap.fail(fault),
+            }
+        }
+        let Some(decoder) = &mut self.decoder else { return };
+        if self.moments.len() == UNDER_WAY {
+            self.moments.pop_front();
+        }
+        self.moments.push_back((unit.buffer.pts(), unit.moment));
+        self.segment = Some(unit.segment.clone());
+        self.fruitless += 1;
+        let pushed = decoder.push(unit);
+        self.show();
+        let fruitless = self.fruitless > FRUITLESS;
+        match pushed {
+            Ok(()) if !fruitless => return,
+            Ok(()) => {}
+            Err(why) => tracing::debug!("{why}"),
+        }
+        self.tap.damaged();
+        self.fruitless = 0;
+        // The next one begins in the middle, and marks as damaged what it cannot show whole.
+        if let Some(decoder) = self.decoder.take() {
+            self.choice.judge(decoder.factory(), false);
+        }
+    }
+
+    /// Hands on the pictures that have come.
+    fn show(&mut self) {
+        let Some(decoder) = &self.decoder else { return };
+        let pictures = decoder.take();
+        if !pictures.is_empty() {
+            self.fruitless = 0;
+            self.choice.judge(decoder.factory(), true);
+        }
+        for picture in pictures {
+            let pts = picture.buffer.pts();
+            let at = self.moments.iter().position(|(of, _)| of.is_some() && *of == pts);
+            let Some((_, mut moment)) = self.moments.remove(at.unwrap_or(0)) else { continue };
+            // The decoder knows the time of pictures whose container has none.
+            let segment = self.segment.as_ref().and_then(|segment| segment.downcast_ref::<ClockTime>());
+            if moment.position.is_none() && moment.time_source == TimeSource::File {
+                moment.position = segment.zip(pts).and_then(|(segment, pts)| segment.to_stream_time(pts)).map(Into::into);
+            }
+            self.tap.picture(&picture, moment, &mut self.converter);
+        }
+    }
+}
+
+/// How many threads a decoder may take; `None`: what it likes.
+fn threads(unit: &Unit) -> Option<i32> {
+    let size = unit.caps.structure(0).and_then(|caps| Some(caps.get::<i32>("width").ok()? * caps.get::<i32>("height").ok()?));
+    size.is_some_and(|size| size <= EASY).then_some(1)
+}

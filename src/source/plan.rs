@@ -1,0 +1,124 @@
+//! Which pictures of a stream are decoded: all of them, or its keyframes. Decides by the times of arrival alone.
+
+use std::time::{Duration, Instant};
+
+use crate::config::Decode;
+
+/// What is decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Keyframes, by the shared decoders.
+    Keyframes,
+    /// Every picture, by a decoder of the camera's own.
+    All,
+}
+
+/// So many keyframe distances in a row must suit the looks before pictures between them are no longer decoded.
+const SURE: u32 = 2;
+
+/// Chooses for one camera, and remembers over reconnects.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    decode: Decode,
+    /// Keyframes that come no further apart are as good as every picture.
+    most: Duration,
+    path: Path,
+    last_key: Option<Instant>,
+    /// Distances in a row that suit.
+    suiting: u32,
+}
+
+impl Plan {
+    /// For looks each `interval`.
+    pub fn new(decode: Decode, interval: Duration) -> Self {
+        let path = if decode == Decode::All { Path::All } else { Path::Keyframes };
+        // Keyframes jitter: at two seconds each they do not come later than the looks that are due each two seconds.
+        let most = interval.mul_f64(1.1) + Duration::from_millis(100);
+        Self { decode, most, path, last_key: None, suiting: 0 }
+    }
+
+    /// Whether pictures between keyframes may come to be wanted.
+    pub fn may_follow(&self) -> bool {
+        self.decode == Decode::Auto
+    }
+
+    /// Forgets the last keyframe's time: a new attempt begins.
+    pub fn begin(&mut self) {
+        self.last_key = None;
+    }
+
+    /// Notes a picture that came at `now`, and says what is decoded from it on.
+    pub fn step(&mut self, key: bool, now: Instant) -> Path {
+        let apart = self.last_key.map(|at| now.saturating_duration_since(at));
+        if key {
+            self.last_key = Some(now);
+        }
+        match (self.path, apart) {
+            _ if self.decode != Decode::Auto => {}
+            (Path::Keyframes, Some(apart)) if apart > self.most => (self.path, self.suiting) = (Path::All, 0),
+            (Path::All, Some(apart)) if key => {
+                self.suiting = if apart <= self.most { self.suiting + 1 } else { 0 };
+                if self.suiting >= SURE {
+                    self.path = Path::Keyframes;
+                }
+            }
+            _ => {}
+        }
+        self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The path after each second of a stream of ten pictures a second with a keyframe each `keys(second)` pictures.
+    fn paths(plan: &mut Plan, start: Instant, pictures: std::ops::Range<u64>, every: u64) -> Vec<Path> {
+        let path = |n: u64| plan.step(n.is_multiple_of(every), start + Duration::from_millis(n * 100));
+        pictures.map(path).collect()
+    }
+
+    #[test]
+    fn what_is_asked_for_is_kept() {
+        let start = Instant::now();
+        for (decode, path) in [(Decode::All, Path::All), (Decode::Keyframes, Path::Keyframes)] {
+            for every in [1, 100] {
+                let mut plan = Plan::new(decode, Duration::from_secs(1));
+                assert!(paths(&mut plan, start, 0..300, every).iter().all(|&one| one == path));
+            }
+        }
+    }
+
+    #[test]
+    fn keyframes_as_often_as_the_looks_are_enough() {
+        let mut plan = Plan::new(Decode::Auto, Duration::from_secs(2));
+        assert!(paths(&mut plan, Instant::now(), 0..600, 20).iter().all(|&path| path == Path::Keyframes));
+    }
+
+    #[test]
+    fn keyframes_that_are_too_rare_are_found_out_before_the_second_one() {
+        let mut plan = Plan::new(Decode::Auto, Duration::from_secs(2));
+        let paths = paths(&mut plan, Instant::now(), 0..600, 100);
+        let switched = paths.iter().position(|&path| path == Path::All).unwrap();
+        assert!((20..30).contains(&switched), "{switched}");
+        assert!(paths[switched..].iter().all(|&path| path == Path::All));
+    }
+
+    #[test]
+    fn a_change_of_the_distance_is_followed() {
+        let (mut plan, start) = (Plan::new(Decode::Auto, Duration::from_secs(1)), Instant::now());
+        assert_eq!(paths(&mut plan, start, 0..100, 50).last(), Some(&Path::All));
+        let back = paths(&mut plan, start, 100..200, 10);
+        assert_eq!(back.iter().position(|&path| path == Path::Keyframes), Some(20), "after two that suit");
+        let again = paths(&mut plan, start, 200..300, 50);
+        assert_eq!(again.last(), Some(&Path::All));
+    }
+
+    #[test]
+    fn a_reconnect_is_no_distance() {
+        let (mut plan, start) = (Plan::new(Decode::Auto, Duration::from_secs(2)), Instant::now());
+        plan.step(true, start);
+        plan.begin();
+        assert_eq!(plan.step(true, start + Duration::from_secs(60)), Path::Keyframes);
+    }
+}

@@ -58,6 +58,8 @@ pub struct Parts {
 pub struct Intake {
     parts: Parts,
     caps: Option<gstreamer::Caps>,
+    /// Milliseconds from a picture's time in the pipeline to the camera's, as last known.
+    ahead: Option<i64>,
     /// The pixels' shape, where they come undecoded.
     raw: Option<VideoInfo>,
     converter: Converter,
@@ -72,12 +74,23 @@ pub struct Intake {
 impl Intake {
     /// Nothing has come yet.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, caps: None, raw: None, converter: Converter::default(), held: None, gop: Gop::default(), own: None, asked: None }
+        Self {
+            parts,
+            caps: None,
+            ahead: None,
+            raw: None,
+            converter: Converter::default(),
+            held: None,
+            gop: Gop::default(),
+            own: None,
+            asked: None,
+        }
     }
 
     /// Takes what came; `now` is the pipeline's running time.
     pub fn sample(&mut self, sample: &Sample, now: Option<ClockTime>) {
         let (Some(buffer), Some(caps), Some(segment)) = (sample.buffer_owned(), sample.caps_owned(), sample.segment()) else { return };
+        let ntp = self.camera_time(&buffer);
         let tap = &self.parts.tap;
         tap.data();
         if self.caps.as_ref() != Some(&caps) {
@@ -85,7 +98,7 @@ impl Intake {
             self.raw = VideoInfo::from_caps(&caps).ok().filter(|_| caps.structure(0).is_some_and(|s| s.name() == "video/x-raw"));
             self.caps = Some(caps.clone());
         }
-        let moment = moment(&buffer, segment, now, self.parts.live);
+        let moment = moment(&buffer, segment, now, self.parts.live, ntp);
         if let Some(info) = &self.raw {
             tap.counters().frames_in.add();
             return tap.picture(&Picture { buffer, info: info.clone() }, moment, &mut self.converter);
@@ -101,6 +114,15 @@ impl Intake {
             None => {}
         }
         if unit.key && unit.may_be_split() { self.held = Some(unit) } else { self.whole(unit) }
+    }
+
+    /// The camera's time of a picture. The depayloader loses it where a picture comes in several parts, as keyframes do
+    /// with their parameter sets; the pictures around them tell it.
+    fn camera_time(&mut self, buffer: &gstreamer::BufferRef) -> Option<Utc> {
+        let told = ntp_time(buffer);
+        let Some(pts) = buffer.pts().and_then(|pts| i64::try_from(pts.mseconds()).ok()) else { return told };
+        self.ahead = told.map(|ntp| ntp.millis() - pts).or(self.ahead);
+        Some(Utc::from_millis(pts + self.ahead?))
     }
 
     /// Nothing more will come; returns when all of a file has been decoded.
@@ -167,8 +189,8 @@ impl Intake {
     }
 }
 
-/// When a picture came, and when it was taken.
-fn moment(buffer: &gstreamer::Buffer, segment: &gstreamer::Segment, now: Option<ClockTime>, live: bool) -> Candidate {
+/// When a picture came, and when it was taken; `ntp` is the camera's word for it.
+fn moment(buffer: &gstreamer::Buffer, segment: &gstreamer::Segment, now: Option<ClockTime>, live: bool, ntp: Option<Utc>) -> Candidate {
     let (received, clock) = (Instant::now(), Utc::now());
     let segment = segment.downcast_ref::<ClockTime>();
     if !live {
@@ -176,7 +198,7 @@ fn moment(buffer: &gstreamer::Buffer, segment: &gstreamer::Segment, now: Option<
         return Candidate { received, captured: clock, time_source: TimeSource::File, position };
     }
     let believed = |ntp: &Utc| (clock.millis() - NTP_BEHIND..=clock.millis() + NTP_AHEAD).contains(&ntp.millis());
-    if let Some(captured) = ntp_time(buffer).filter(believed) {
+    if let Some(captured) = ntp.filter(believed) {
         return Candidate { received, captured, time_source: TimeSource::Ntp, position: None };
     }
     let running = segment.zip(buffer.pts()).and_then(|(segment, pts)| segment.to_running_time(pts));

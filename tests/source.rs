@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use image::{Rgb, RgbImage};
 
+use crate::support::camera::Camera;
 use crate::support::daemon::repository;
 use crate::support::media::{clip, launch};
 use crate::support::rtsp::{BALL, RtspServer};
@@ -248,6 +249,28 @@ fn an_rtsp_frame_carries_the_servers_time() {
         }
         assert!(Instant::now() < deadline, "no frame with the server's time");
     }
+    open.stop();
+}
+
+#[test]
+fn a_keyframe_carries_the_cameras_time_although_it_comes_in_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    // One slice a picture, and parameter sets before the keyframes.
+    let path = folder.path().join("a.mp4");
+    launch(&format!(
+        "videotestsrc num-buffers=10 ! video/x-raw,format=I420,width=320,height=240,framerate=10/1 \
+         ! x264enc sliced-threads=false bframes=0 key-int-max=5 ! h264parse ! mp4mux ! filesink location=\"{}\"",
+        path.display()
+    ));
+    let camera_process = Camera::clip(&path);
+    let open = open(CameraConfig { decode: Decode::Keyframes, ..camera(&camera_process.uri()) });
+    let deadline = Instant::now() + PATIENCE;
+    while open.frame().time_source != TimeSource::Ntp {
+        assert!(Instant::now() < deadline, "no keyframe with the camera's time");
+    }
+    let frame = open.frame();
+    let age = palisade::base::clock::Utc::now().millis() - frame.captured.millis();
+    assert!(frame.time_source == TimeSource::Ntp && (0..5000).contains(&age), "{age} ms");
     open.stop();
 }
 

@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm lint build quality run-tests packages-demo packages-test packages-arm packages-quality install model
+.PHONY: help demo test soak test-arm lint build quality run-tests packages-demo packages-test packages-arm packages-quality install model
 
 export CARGO_INCREMENTAL ?= 0
 # rustup puts cargo here; a shell that was open before knows nothing of it.
@@ -36,6 +36,9 @@ demo: packages-demo build ## the daemon on the sample clip, detections as they a
 	$(PALISADE) demo
 
 test: packages-test lint run-tests ## everything: formatting, lints, unit, model, end-to-end
+
+soak: packages-test ## what happens to cameras, each fault at its full length and with the waits of service
+	PALISADE_SOAK=1 cargo test --release --locked --test main -- faults:: --nocapture --test-threads 2
 
 # Their GStreamer packages cannot be installed beside this processor's: tests/arm is the model without the rest.
 test-arm: packages-arm ## the model's tests on emulated 64-bit ARM processors, for its matrix products with NEON

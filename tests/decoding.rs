@@ -228,6 +228,97 @@ fn a_fragment_gives_pictures_and_tells_no_address() {
     secret.stop();
 }
 
+/// A decoder that calls itself hardware and fails at each picture.
+mod broken {
+    use gstreamer::prelude::*;
+    use gstreamer::subclass::prelude::*;
+    use gstreamer::{Buffer, Caps, FlowError, FlowSuccess, Pad, PadDirection, PadPresence, PadTemplate, glib};
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    pub static FAILED: AtomicUsize = AtomicUsize::new(0);
+
+    pub struct Broken {
+        sink: Pad,
+        src: Pad,
+    }
+
+    #[glib::object_subclass]
+    impl ObjectSubclass for Broken {
+        const NAME: &'static str = "PalisadeBrokenDecoder";
+        type Type = super::broken::Element;
+        type ParentType = gstreamer::Element;
+
+        fn with_class(class: &Self::Class) -> Self {
+            let sink = Pad::builder_from_template(&class.pad_template("sink").unwrap())
+                .chain_function(|_, _, _: Buffer| -> Result<FlowSuccess, FlowError> {
+                    FAILED.fetch_add(1, Ordering::SeqCst);
+                    Err(FlowError::Error)
+                })
+                .event_function(|_, _, _| true)
+                .build();
+            Self { sink, src: Pad::from_template(&class.pad_template("src").unwrap()) }
+        }
+    }
+
+    impl ObjectImpl for Broken {
+        fn constructed(&self) {
+            self.parent_constructed();
+            self.obj().add_pad(&self.sink).unwrap();
+            self.obj().add_pad(&self.src).unwrap();
+        }
+    }
+    impl GstObjectImpl for Broken {}
+    impl ElementImpl for Broken {
+        fn metadata() -> Option<&'static gstreamer::subclass::ElementMetadata> {
+            static METADATA: LazyLock<gstreamer::subclass::ElementMetadata> = LazyLock::new(|| {
+                gstreamer::subclass::ElementMetadata::new("Broken", "Codec/Decoder/Video/Hardware", "Fails", "palisade's tests")
+            });
+            Some(&METADATA)
+        }
+
+        fn pad_templates() -> &'static [PadTemplate] {
+            static TEMPLATES: LazyLock<Vec<PadTemplate>> = LazyLock::new(|| {
+                let template =
+                    |name, direction, media| PadTemplate::new(name, direction, PadPresence::Always, &Caps::new_empty_simple(media));
+                vec![
+                    template("sink", PadDirection::Sink, "video/x-h264").unwrap(),
+                    template("src", PadDirection::Src, "video/x-raw").unwrap(),
+                ]
+            });
+            &TEMPLATES
+        }
+    }
+
+    glib::wrapper! {
+        pub struct Element(ObjectSubclass<Broken>) @extends gstreamer::Element, gstreamer::Object;
+    }
+
+    /// Puts it ahead of all other decoders, in this process.
+    pub fn register() {
+        gstreamer::init().unwrap();
+        gstreamer::Element::register(None, "vabrokenh264dec", gstreamer::Rank::PRIMARY + 100, Element::static_type()).unwrap();
+    }
+}
+
+#[test]
+fn hardware_that_fails_gives_way_to_software() {
+    broken::register();
+    let server = RtspServer::start(crate::support::rtsp::BALL, None);
+    for (decoder, decode) in [(DecoderKind::Va, Decode::Keyframes), (DecoderKind::Auto, Decode::All)] {
+        let before = broken::FAILED.load(std::sync::atomic::Ordering::SeqCst);
+        let open = open(CameraConfig { decoder, decode, ..camera(&server.uri()) });
+        (0..3).for_each(|_| drop(open.frame()));
+        let failed = broken::FAILED.load(std::sync::atomic::Ordering::SeqCst) - before;
+        assert_eq!(failed, 2, "{decoder:?}: it is tried twice");
+        assert_eq!(open.count("reconnects"), 0, "{decoder:?}");
+        open.stop();
+    }
+    let open = open(camera(&server.uri()));
+    open.frame();
+    open.stop();
+}
+
 /// Hardware that is not in this machine: software takes over, and a picture comes.
 #[test]
 fn hardware_that_is_not_there_is_no_loss() {

@@ -271,3 +271,26 @@ fn the_unit_is_one_that_systemd_understands() {
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && told.is_empty(), "{told}");
 }
+
+/// Files on a share that is dead hang when they are opened: here pipes that nobody writes to.
+#[test]
+fn pipelines_that_hang_end_the_daemon_for_the_service_manager_to_start_anew() {
+    let folder = tempdir().unwrap();
+    let broker = Broker::start();
+    let subscriber = Subscriber::new(&broker, "palisade/#");
+    let hanging: Vec<String> = (0..4)
+        .map(|number| {
+            let pipe = folder.path().join(format!("pipe{number}.mp4"));
+            assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+            format!("[[camera]]\nid = \"pipe{number}\"\nuri = {pipe:?}\nlabels = [\"cat\"]\n")
+        })
+        .collect();
+    let mut daemon = Daemon::start(folder.path(), &config(&clip(), &broker, &format!("loop = true\n{}", hanging.concat())));
+    daemon.ready();
+    subscriber.wait_text("palisade/status", "online");
+    let ended = daemon.wait(Duration::from_secs(90));
+    assert_eq!(ended.code(), Some(1), "{}", daemon.log());
+    assert!(daemon.log().contains("4 pipelines hang"), "{}", daemon.log());
+    assert!(daemon.has_told("WATCHDOG=1"));
+    subscriber.wait_text("palisade/status", "offline");
+}

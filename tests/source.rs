@@ -2,8 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::support::media::{clip, launch};
 use crate::support::rtsp::{BALL, RtspServer};
 use crate::support::source::{PATIENCE, camera, file, limits, open, open_watched, open_with};
 use crate::support::truth::Truth;
-use palisade::config::{CameraConfig, Decode, MotionConfig};
+use palisade::config::{CameraConfig, Decode, MotionConfig, Transport};
 use palisade::source::{Candidate, Limits};
 use palisade::types::{CameraState, TimeSource};
 
@@ -294,19 +294,97 @@ fn credentials_open_an_rtsp_camera_and_wrong_ones_stay_secret() {
     wrong.stop();
 }
 
+/// A key and a certificate made out to `name`, signed by itself or by another's; `pem` holds both.
+struct Signed {
+    key: PathBuf,
+    certificate: PathBuf,
+    pem: PathBuf,
+}
+
+impl Signed {
+    fn new(dir: &Path, file: &str, name: &str, by: Option<&Self>) -> Self {
+        let path = |ending: &str| dir.join(format!("{file}.{ending}"));
+        let (key, certificate, pem) = (path("key"), path("crt"), path("pem"));
+        let alternative = if name.starts_with(|c: char| c.is_ascii_digit()) { format!("IP:{name}") } else { format!("DNS:{name}") };
+        let mut openssl = Command::new("openssl");
+        openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", &format!("/CN={name}")]);
+        openssl.args(["-addext", &format!("subjectAltName={alternative}")]).arg("-keyout").arg(&key).arg("-out").arg(&certificate);
+        if let Some(by) = by {
+            openssl.arg("-CA").arg(&by.certificate).arg("-CAkey").arg(&by.key).args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+        }
+        let made = openssl.output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        std::fs::write(&pem, [std::fs::read(&certificate).unwrap(), std::fs::read(&key).unwrap()].concat()).unwrap();
+        Self { key, certificate, pem }
+    }
+}
+
 #[test]
-fn an_encrypted_camera_nobody_vouches_for_is_not_watched() {
+fn an_encrypted_camera_is_watched_where_somebody_vouches_for_it() {
     let dir = tempfile::tempdir().unwrap();
-    let (key, certificate, pem) = (dir.path().join("key"), dir.path().join("certificate"), dir.path().join("both"));
-    let request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"];
-    let made = Command::new("openssl").args(request).arg("-keyout").arg(&key).arg("-out").arg(&certificate).output().unwrap();
-    assert!(made.status.success(), "{made:?}");
-    std::fs::write(&pem, [std::fs::read(&certificate).unwrap(), std::fs::read(&key).unwrap()].concat()).unwrap();
-    let server = RtspServer::start_encrypted(BALL, &pem);
-    let open = open(camera(&server.uri()));
-    let reason = open.reach(CameraState::Backoff).reason;
-    assert!(reason.contains("certificate"), "{reason}");
-    assert_eq!(open.count("frames_in"), 0);
+    let authority = Signed::new(dir.path(), "authority", "an authority", None);
+    let other = Signed::new(dir.path(), "other", "another", None);
+    let signed = Signed::new(dir.path(), "signed", "127.0.0.1", Some(&authority));
+    let alone = Signed::new(dir.path(), "alone", "camera.invalid", None);
+    for (certificate, trusted, watched) in [
+        (&signed, Some(&authority), true),
+        (&signed, Some(&other), false),
+        (&signed, None, false),
+        // A camera's own, made out to whatever name.
+        (&alone, Some(&alone), true),
+        (&alone, Some(&other), false),
+        (&alone, None, false),
+    ] {
+        let server = RtspServer::start_encrypted(BALL, &certificate.pem);
+        let ca_file = trusted.map(|trusted| trusted.certificate.clone());
+        let open = open(CameraConfig { ca_file, ..camera(&server.uri()) });
+        if watched {
+            open.frame();
+        } else {
+            let reason = open.reach(CameraState::Backoff).reason;
+            assert!(reason.contains("certificate") && reason.contains("ca_file"), "{reason}");
+            assert_eq!(open.count("frames_in"), 0);
+        }
+        open.stop();
+    }
+}
+
+#[test]
+fn an_encrypted_film_over_http_is_played_where_somebody_vouches_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let certificate = Signed::new(dir.path(), "web", "localhost", None);
+    let film = std::fs::read(clip(dir.path(), "a.ts", 20, 10, 10)).unwrap();
+    let head = format!("HTTP/1.0 200 OK\r\nContent-Type: video/mp2t\r\nContent-Length: {}\r\n\r\n", film.len());
+    std::fs::write(dir.path().join("film"), [head.as_bytes(), &film].concat()).unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut server = Command::new("openssl")
+        .args(["s_server", "-quiet", "-HTTP", "-accept", &format!("127.0.0.1:{port}"), "-cert"])
+        .arg(&certificate.certificate)
+        .arg("-key")
+        .arg(&certificate.key)
+        .current_dir(dir.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let watch = |ca_file| open(CameraConfig { ca_file, ..camera(&format!("https://localhost:{port}/film")) });
+    let trusted = watch(Some(certificate.certificate.clone()));
+    trusted.frame();
+    trusted.stop();
+    let untrusted = watch(None);
+    let reason = untrusted.reach(CameraState::Backoff).reason;
+    assert!(!reason.is_empty() && untrusted.count("frames_in") == 0, "{reason}");
+    untrusted.stop();
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[test]
+fn a_camera_that_sends_beside_its_connection_is_watched_where_that_is_asked_for() {
+    let server = RtspServer::start(BALL, None);
+    let open = open(CameraConfig { transport: Transport::Udp, ..camera(&server.uri()) });
+    (0..15).for_each(|_| assert_eq!(open.frame().image.dimensions(), (320, 240)));
     open.stop();
 }
 

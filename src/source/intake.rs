@@ -32,9 +32,6 @@ const MOST_AGE: Duration = Duration::from_secs(30);
 /// At the end: for what is still to be decoded. Less than a pipeline may take to stop.
 const END_GRACE: Duration = Duration::from_secs(4);
 
-/// H.264 may have no keyframe at all: it is refreshed in stripes. After so long it is decoded from anywhere.
-const NO_KEYFRAME: Duration = Duration::from_secs(30);
-
 /// What an intake is made of.
 pub struct Parts {
     /// Where pictures go.
@@ -58,8 +55,6 @@ pub struct Intake {
     /// The pixels' shape, where they come undecoded.
     raw: Option<VideoInfo>,
     converter: Converter,
-    /// A keyframe whose rest may follow.
-    held: Option<Unit>,
     gop: Gop,
     own: Option<Own>,
     /// When a keyframe was last given to be decoded.
@@ -69,7 +64,7 @@ pub struct Intake {
 impl Intake {
     /// Nothing has come yet.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, caps: None, raw: None, converter: Converter::default(), held: None, gop: Gop::default(), own: None, asked: None }
+        Self { parts, caps: None, raw: None, converter: Converter::default(), gop: Gop::default(), own: None, asked: None }
     }
 
     /// Takes what came; `now` is the pipeline's running time.
@@ -87,24 +82,11 @@ impl Intake {
             tap.counters().frames_in.add();
             return tap.picture(&Picture { buffer, info: info.clone() }, moment, &mut self.converter);
         }
-        let unit = Unit { key: unit::is_key(&caps, &buffer), segment: segment.clone(), buffer, caps, moment };
-        match self.held.take() {
-            Some(mut held) if held.goes_on_in(&unit) => {
-                held.join(unit);
-                self.held = Some(held);
-                return;
-            }
-            Some(held) => self.whole(held),
-            None => {}
-        }
-        if unit.key && unit.may_be_split() { self.held = Some(unit) } else { self.whole(unit) }
+        self.unit(Unit { key: unit::is_key(&caps, &buffer), segment: segment.clone(), buffer, caps, moment });
     }
 
     /// Nothing more will come; returns when all that came has been decoded.
     pub fn end(&mut self) {
-        if let Some(held) = self.held.take() {
-            self.whole(held);
-        }
         let own = self.own.take().is_none_or(|own| own.finish(END_GRACE));
         let whole = own && self.parts.seat.wait(END_GRACE);
         if !whole {
@@ -112,8 +94,8 @@ impl Intake {
         }
     }
 
-    /// One whole encoded picture.
-    fn whole(&mut self, unit: Unit) {
+    /// One encoded picture.
+    fn unit(&mut self, unit: Unit) {
         self.parts.tap.counters().frames_in.add();
         let (path, follows) = {
             let mut plan = self.parts.plan.lock().unwrap_or_else(PoisonError::into_inner);
@@ -139,8 +121,7 @@ impl Intake {
                 Err(error) => return tracing::error!("{}", error.chain()),
             },
         };
-        let patience = tap.started().elapsed() >= NO_KEYFRAME;
-        missed.into_iter().chain([unit]).for_each(|unit| own.push(unit, patience));
+        missed.into_iter().chain([unit]).for_each(|unit| own.push(unit));
         tap.scarce(!own.begun());
     }
 

@@ -30,6 +30,9 @@ const UNDER_WAY: usize = 128;
 /// So many pictures pushed and none shown: the decoder can do nothing with them.
 const FRUITLESS: u32 = 100;
 
+/// H.264 may have no keyframe at all: it is refreshed in stripes. After so long it is decoded from anywhere.
+const NO_KEYFRAME: Duration = Duration::from_secs(30);
+
 /// Up to so many pixels one processor decodes thirty pictures a second of; more take several, and a little delay.
 const EASY: i32 = 1920 * 1088;
 
@@ -40,7 +43,8 @@ pub struct Own {
     thread: Option<Thread>,
     tap: Arc<Tap>,
     live: bool,
-    begun: bool,
+    /// Since when a keyframe is waited for; `None`: it has had one.
+    waits: Option<Instant>,
 }
 
 impl Own {
@@ -61,21 +65,22 @@ impl Own {
             fruitless: 0,
         };
         let flag = quit.clone();
-        let thread = thread::spawn("decode", move || feeder.run(&units, &flag))?;
-        Ok(Self { work: Some(work), quit, thread: Some(thread), tap, live, begun: false })
+        let thread = thread::spawn(format!("own-{}", tap.camera()), move || feeder.run(&units, &flag))?;
+        Ok(Self { work: Some(work), quit, thread: Some(thread), tap, live, waits: Some(Instant::now()) })
     }
 
     /// Whether it has had what it needs to show pictures.
     pub fn begun(&self) -> bool {
-        self.begun
+        self.waits.is_none()
     }
 
-    /// Takes the next picture. It begins with a keyframe, or `anywhere`. A live source that is too much for the machine
+    /// Takes the next picture. It begins with a keyframe. A live source that is too much for the machine
     /// loses pictures up to its next keyframe; a file waits.
-    pub fn push(&mut self, unit: Unit, anywhere: bool) {
+    pub fn push(&mut self, unit: Unit) {
         let Some(work) = &self.work else { return };
-        self.begun |= unit.key || anywhere;
-        if !self.begun {
+        let begins = |since: Instant| unit.key || (unit.is_h264() && since.elapsed() >= NO_KEYFRAME);
+        self.waits = self.waits.filter(|&since| !begins(since));
+        if !self.begun() {
             return;
         }
         if !self.live {
@@ -83,7 +88,7 @@ impl Own {
             work.send(unit).ok();
         } else if let Err(TrySendError::Full(_)) = work.try_send(unit) {
             self.tap.counters().frames_skipped.add();
-            self.begun = false;
+            self.waits = Some(Instant::now());
         }
     }
 

@@ -24,6 +24,8 @@ pub struct Plan {
     most: Duration,
     path: Path,
     last_key: Option<Instant>,
+    /// The attempt's first picture: a stream may have no keyframe at all.
+    first: Option<Instant>,
     /// Distances in a row that suit.
     suiting: u32,
 }
@@ -34,7 +36,7 @@ impl Plan {
         let path = if decode == Decode::All { Path::All } else { Path::Keyframes };
         // Keyframes jitter: at two seconds each they do not come later than the looks that are due each two seconds.
         let most = interval.mul_f64(1.1) + Duration::from_millis(100);
-        Self { decode, most, path, last_key: None, suiting: 0 }
+        Self { decode, most, path, last_key: None, first: None, suiting: 0 }
     }
 
     /// Whether pictures between keyframes may come to be wanted.
@@ -42,14 +44,15 @@ impl Plan {
         self.decode == Decode::Auto
     }
 
-    /// Forgets the last keyframe's time: a new attempt begins.
+    /// Forgets the times: a new attempt begins.
     pub fn begin(&mut self) {
-        self.last_key = None;
+        (self.last_key, self.first) = (None, None);
     }
 
     /// Notes a picture that came at `now`, and says what is decoded from it on.
     pub fn step(&mut self, key: bool, now: Instant) -> Path {
-        let apart = self.last_key.map(|at| now.saturating_duration_since(at));
+        let apart = self.last_key.or(self.first).map(|at| now.saturating_duration_since(at));
+        self.first.get_or_insert(now);
         if key {
             self.last_key = Some(now);
         }
@@ -112,6 +115,13 @@ mod tests {
         assert_eq!(back.iter().position(|&path| path == Path::Keyframes), Some(20), "after two that suit");
         let again = paths(&mut plan, start, 200..300, 50);
         assert_eq!(again.last(), Some(&Path::All));
+    }
+
+    #[test]
+    fn a_stream_without_keyframes_is_found_out() {
+        let mut plan = Plan::new(Decode::Auto, Duration::from_secs(1));
+        let paths: Vec<Path> = (1..100).map(|n| n * 100).map(|ms| plan.step(false, Instant::now() + Duration::from_millis(ms))).collect();
+        assert_eq!((paths[0], paths[98]), (Path::Keyframes, Path::All));
     }
 
     #[test]

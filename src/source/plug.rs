@@ -154,7 +154,8 @@ impl Plug {
             }
             PadProbeReturn::Ok
         });
-        // In this form the depayloader puts a picture together by the packets' times and marks.
+        // In this form the depayloader puts a picture together by the packets' times and marks. A parser goes by parameter
+        // sets, and takes each slice for a picture where a server repeats them ahead of each.
         let whole = match encoding.as_str() {
             "H264" => Some("video/x-h264,stream-format=avc,alignment=au"),
             "H265" => Some("video/x-h265,stream-format=hvc1,alignment=au"),

@@ -132,6 +132,11 @@ impl Tap {
         }
     }
 
+    /// Whose pictures come.
+    pub fn camera(&self) -> &CameraId {
+        &self.outside.camera
+    }
+
     /// When the attempt began.
     pub fn started(&self) -> Instant {
         self.started

@@ -20,20 +20,9 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// Whether a parser may have cut it in pieces.
-    pub fn may_be_split(&self) -> bool {
-        self.caps.structure(0).is_some_and(|caps| matches!(caps.name().as_str(), "video/x-h264" | "video/x-h265"))
-    }
-
-    /// Whether `other` is the rest of the same picture: some servers repeat the parameter sets ahead of each slice, and a
-    /// parser takes each of those for a picture of its own.
-    pub fn goes_on_in(&self, other: &Self) -> bool {
-        self.key && other.key && self.buffer.pts().is_some() && self.buffer.pts() == other.buffer.pts() && self.caps == other.caps
-    }
-
-    /// With the rest of the picture behind it.
-    pub fn join(&mut self, rest: Self) {
-        self.buffer.append(rest.buffer);
+    /// Whether it is H.264.
+    pub fn is_h264(&self) -> bool {
+        self.caps.structure(0).is_some_and(|caps| caps.name() == "video/x-h264")
     }
 }
 

@@ -46,12 +46,14 @@ impl Gate {
     }
 
     /// Whether a frame that came at `now` may be looked at, or tell of motion: else it need not be decoded.
-    pub fn wants(&self, now: Instant) -> bool {
+    pub fn wants(&mut self, now: Instant) -> bool {
+        self.interval.note(now);
         self.interval.is_due(now) || self.watch.as_ref().is_some_and(|watch| watch.is_due(now))
     }
 
     /// Whether a frame that came at `now` is to be looked at; `luma` is asked for where motion counts.
     pub fn admit(&mut self, now: Instant, luma: impl FnOnce() -> Option<Luma>) -> bool {
+        self.interval.note(now);
         let Some(watch) = &mut self.watch else { return self.interval.admit(now) };
         watch.check(now, luma);
         self.interval.is_due(now) && watch.take(now) && self.interval.admit(now)
@@ -137,17 +139,29 @@ impl Counters {
 struct Interval {
     every: Duration,
     next: Option<Instant>,
+    /// The newest frame, and how long after the one before it came.
+    newest: Option<Instant>,
+    apart: Duration,
 }
 
 impl Interval {
     /// Opens at once and then every `every`.
     fn new(every: Duration) -> Self {
-        Self { every, next: None }
+        Self { every, next: None, newest: None, apart: Duration::ZERO }
     }
 
-    /// A tenth of the interval early counts: a keyframe a millisecond before its time is nearer to it than the next one.
+    /// Notes a frame; one that was noted already tells nothing new.
+    fn note(&mut self, now: Instant) {
+        let before = self.newest.replace(now);
+        if let Some(before) = before.filter(|before| *before < now) {
+            self.apart = now - before;
+        }
+    }
+
+    /// The frame nearest to the time counts: a keyframe a millisecond early is nearer to it than the next one.
     fn is_due(&self, now: Instant) -> bool {
-        self.next.is_none_or(|due| now + self.every / 10 >= due)
+        let early = (self.apart / 2).min(self.every / 10);
+        self.next.is_none_or(|due| now + early >= due)
     }
 
     fn admit(&mut self, now: Instant) -> bool {
@@ -172,7 +186,11 @@ mod tests {
     fn admitted(every_ms: u64, frames_ms: impl Iterator<Item = u64>) -> Vec<u64> {
         let start = Instant::now();
         let mut gate = Interval::new(Duration::from_millis(every_ms));
-        frames_ms.filter(|ms| gate.admit(start + Duration::from_millis(*ms))).collect()
+        let mut admit = |now| {
+            gate.note(now);
+            gate.admit(now)
+        };
+        frames_ms.filter(|ms| admit(start + Duration::from_millis(*ms))).collect()
     }
 
     #[test]

@@ -303,7 +303,8 @@ fn many_reconnects_leave_nothing_behind() {
     let wait = Duration::from_millis(200);
     let waits = Limits { backoff_first: wait, backoff_most: wait, ..limits() };
     let open = open_with(waits, CameraConfig { decode: Decode::All, ..camera(&server.uri()) }, |_| true);
-    let (settled, all) = if soak() { (50, 250) } else { (30, 60) };
+    let (settled, all) = if soak() { (50, 250) } else { (60, 90) };
+
     // Within the wait, when the pipeline before has gone; on a busy machine not each time, so the least of ten counts.
     let lost = || {
         open.reach(CameraState::Backoff);

@@ -1,7 +1,7 @@
 //! Sources: real files, a real RTSP server, a real HTTP server.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -335,7 +335,7 @@ fn an_encrypted_camera_is_watched_where_somebody_vouches_for_it() {
         (&alone, Some(&other), false),
         (&alone, None, false),
     ] {
-        let server = RtspServer::start_encrypted(BALL, &certificate.pem);
+        let server = Camera::off("--launch", BALL).certificate(&certificate.pem).on();
         let ca_file = trusted.map(|trusted| trusted.certificate.clone());
         let open = open(CameraConfig { ca_file, ..camera(&server.uri()) });
         if watched {
@@ -368,14 +368,18 @@ fn an_encrypted_film_over_http_is_played_where_somebody_vouches_for_it() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(server.try_wait().unwrap().is_none(), "openssl has ended");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let watch = |ca_file| open(CameraConfig { ca_file, ..camera(&format!("https://localhost:{port}/film")) });
+    let untrusted = watch(None);
+    let reason = untrusted.reach(CameraState::Backoff).reason;
+    assert!(reason.contains("certificate") && untrusted.count("frames_in") == 0, "{reason}");
+    untrusted.stop();
     let trusted = watch(Some(certificate.certificate.clone()));
     trusted.frame();
     trusted.stop();
-    let untrusted = watch(None);
-    let reason = untrusted.reach(CameraState::Backoff).reason;
-    assert!(!reason.is_empty() && untrusted.count("frames_in") == 0, "{reason}");
-    untrusted.stop();
     server.kill().unwrap();
     server.wait().unwrap();
 }

@@ -61,6 +61,11 @@ impl Interpreter {
         if debug.is_some_and(|debug| debug.contains("reason not-linked")) {
             return self.no_video();
         }
+        // The HTTP source keeps to itself why it has nothing to show.
+        if self.uri.starts_with("http") && debug.is_some_and(|debug| debug.contains("reason error (-5)")) {
+            let reason = format!("{at} gives no answer: it is not there, or its certificate is not trusted");
+            return Fault { reason, retry: Retry::Soon };
+        }
         let what = if error.matches(gstreamer::ResourceError::NotFound) { "not found" } else { "failed" };
         let details = [error.message(), debug.map(detail).unwrap_or_default()];
         let mut said: Vec<String> = Vec::new();

@@ -135,14 +135,17 @@ fn auth(config: &ServeConfig) -> Result<Option<RTSPAuth>> {
     if let Some(file) = &config.certificate {
         auth.set_tls_certificate(Some(&certificate(file)?));
     }
+    let mut token = RTSPToken::builder().field("media.factory.role", ROLE).build();
     if let Some(Login { user, password, digest }) = &config.login {
-        let token = RTSPToken::builder().field("media.factory.role", ROLE).build();
         if *digest {
             auth.set_supported_methods(gst_rtsp::RTSPAuthMethod::Digest);
             auth.add_digest(user, password.expose_secret(), &token);
         } else {
             auth.add_basic(&RTSPAuth::make_basic(user, password.expose_secret()), &token);
         }
+    } else {
+        // Everybody is a viewer.
+        auth.set_default_token(Some(&mut token));
     }
     Ok(Some(auth))
 }

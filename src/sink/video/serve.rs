@@ -75,8 +75,6 @@ impl Camera {
         server.set_backlog(BACKLOG);
         if let Some(auth) = auth(config)? {
             server.set_auth(Some(&auth));
-        }
-        if config.login.is_some() {
             let role =
                 gstreamer::Structure::builder(ROLE).field("media.factory.access", true).field("media.factory.construct", true).build();
             factory.add_role_from_structure(&role);

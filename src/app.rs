@@ -18,7 +18,7 @@ use crate::annotate::Annotator;
 use crate::base::clock::Utc;
 use crate::base::error::{Error, Kind, Result};
 use crate::base::mailbox::{Put, Putter, mailbox};
-use crate::base::metrics::{Counter, Metrics};
+use crate::base::metrics::Metrics;
 use crate::base::shutdown::Shutdown;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
@@ -44,7 +44,7 @@ const SINKS_GRACE: Duration = Duration::from_millis(6500);
 const ALIVE: Duration = Duration::from_secs(15);
 
 /// So many pipelines may hang: each holds memory, threads and a connection for ever.
-const MOST_ABANDONED: u64 = 3;
+const MOST_HANGING: u64 = 3;
 
 /// For the last messages and `offline`.
 const MQTT_GRACE: Duration = Duration::from_millis(1500);
@@ -134,7 +134,6 @@ fn start_mqtt(config: &Config, cameras: &[CameraId], model: &PaliGemma, metrics:
 struct Daemon {
     sources: Vec<Source>,
     decoders: Decoders,
-    abandoned: Vec<Counter>,
     workers: Vec<Thread>,
     results: Results,
     mqtt: Option<Mqtt>,
@@ -163,7 +162,6 @@ impl Daemon {
         // From here on the workers alone hold these: when they end, so does what waits for them.
         drop((send, jobs));
         let decoders = Decoders::start()?;
-        let abandoned = config.cameras.iter().map(|camera| metrics.counter("teardowns_abandoned", camera.id.as_str())).collect();
         let mut sources = Vec::new();
         for (camera, putter) in config.cameras.into_iter().zip(putters) {
             if camera.enabled {
@@ -179,7 +177,7 @@ impl Daemon {
                 publisher.camera_status(&disabled(&camera.id));
             }
         }
-        Ok(Self { sources, decoders, abandoned, workers, results, mqtt })
+        Ok(Self { sources, decoders, workers, results, mqtt })
     }
 
     /// Returns when the flag goes up or no source is left.
@@ -217,8 +215,8 @@ impl Daemon {
 
     /// What only a new process mends.
     fn sick(&self) -> Option<String> {
-        let hang: u64 = self.abandoned.iter().map(Counter::get).sum();
-        if hang > MOST_ABANDONED {
+        let hang: u64 = self.sources.iter().map(Source::hanging).sum();
+        if hang > MOST_HANGING {
             return Some(format!("{hang} pipelines hang and hold what they hold; only a new start frees it"));
         }
         self.decoders.hang().then(|| "every decoder hangs; only a new start frees them".to_owned())

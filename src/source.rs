@@ -37,6 +37,7 @@ use crate::base::thread::{self, Thread};
 use crate::config::CameraConfig;
 use crate::types::{CameraStatus, Frame, Luma, TimeSource};
 use event::Board;
+use supervisor::Hanging;
 
 pub use fragment::check_fragment;
 pub use pool::Decoders;
@@ -116,6 +117,7 @@ impl Default for Limits {
 pub struct Source {
     thread: Thread,
     board: Arc<Board>,
+    hanging: Hanging,
 }
 
 /// Makes GStreamer ready; further calls do nothing.
@@ -153,10 +155,12 @@ pub fn start_with(
     init()?;
     let location = location::Location::of(&config.input)?;
     let board = Arc::new(Board::new(config.id.clone()));
+    let hanging = Hanging::default();
     let name = format!("cam-{}", config.id);
-    let supervisor = supervisor::Supervisor::new(limits, config, location, hooks, decoders, metrics, shutdown, board.clone());
+    let supervisor =
+        supervisor::Supervisor::new(limits, config, location, hooks, decoders, metrics, shutdown, board.clone(), hanging.clone());
     let thread = thread::spawn(name, move || supervisor.run())?;
-    Ok(Source { thread, board })
+    Ok(Source { thread, board, hanging })
 }
 
 impl Source {
@@ -168,6 +172,12 @@ impl Source {
     /// The latest status, with the frame rate measured over the last seconds.
     pub fn status(&self) -> CameraStatus {
         self.board.status()
+    }
+
+    /// How many of its pipelines hang at this moment, at their start or their end: each holds memory, threads and a
+    /// connection.
+    pub fn hanging(&self) -> u64 {
+        self.hanging.get()
     }
 
     /// Waits until `deadline` for the source's end; one still running then is left behind. Returns whether it ended.

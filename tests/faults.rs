@@ -101,7 +101,7 @@ fn a_listener_that_accepts_and_never_answers() {
     let open = open_with(waits, camera(&format!("rtsp://127.0.0.1:{port}/cam")), |_| true);
     assert!(open.reach(CameraState::Stalled).reason.contains("no picture within"));
     drop(mute);
-    let server = Camera::off("--launch", &ball()).port(port).on();
+    let server = Camera::off("--launch", &ball()).at_port(port).on();
     recovers("mute", &open, Instant::now());
     assert_eq!(server.uri(), format!("rtsp://127.0.0.1:{port}/cam"));
     open.stop();
@@ -167,9 +167,8 @@ fn another_size_and_another_codec_at_reconnect() {
 #[test]
 fn garbage_in_the_packets() {
     let server = Camera::launch(&ball());
-    let port = server.uri().rsplit_once(':').and_then(|(_, rest)| rest.split('/').next()?.parse().ok()).unwrap();
     for decode in [Decode::All, Decode::Keyframes] {
-        let proxy = Proxy::start(port);
+        let proxy = Proxy::start(server.port());
         let open = open_with(waits(), CameraConfig { decode, ..camera(&proxy.uri()) }, |_| true);
         open.reach(CameraState::Running);
         proxy.spoil(true);
@@ -299,18 +298,21 @@ fn many_reconnects_leave_nothing_behind() {
     if !alone("faults::many_reconnects_leave_nothing_behind") {
         return;
     }
-    let server = Camera::launch(&line("h264", (320, 240), "num-buffers=3"));
+    let mut server = Camera::launch(&line("h264", (320, 240), "num-buffers=3"));
     let wait = Duration::from_millis(200);
     let waits = Limits { backoff_first: wait, backoff_most: wait, ..limits() };
     let open = open_with(waits, CameraConfig { decode: Decode::All, ..camera(&server.uri()) }, |_| true);
     let (settled, all) = if soak() { (50, 250) } else { (60, 90) };
 
     // Within the wait, when the pipeline before has gone; on a busy machine not each time, so the least of ten counts.
-    let lost = || {
+    let mut lost = || {
         open.reach(CameraState::Backoff);
         while open.frames.try_recv().is_ok() {}
+        if open.count("reconnects").is_multiple_of(10) {
+            server.restart();
+        }
     };
-    let held = |from: u64| {
+    let mut held = |from: u64| {
         while open.count("reconnects") < from {
             lost();
         }
@@ -340,22 +342,34 @@ fn one_dead_camera_among_others_costs_them_nothing() {
     let count = if soak() { 15 } else { 5 };
     let film = "videotestsrc num-buffers=50 ! video/x-raw,format=I420,width=160,height=120,framerate=10/1 \
                 ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=10 ! rtph264pay name=pay0 pt=96 config-interval=-1";
-    for dead in [false, true] {
-        let mute = TcpListener::bind("127.0.0.1:0").unwrap();
-        let waits = Limits { first_frame: Duration::from_secs(1), ..limits() };
-        let one = dead.then(|| open_with(waits, camera(&format!("rtsp://{}/cam", mute.local_addr().unwrap())), |_| true));
-        let servers: Vec<Camera> = (0..count).map(|_| Camera::launch(film)).collect();
-        let live: Vec<Open> = servers.iter().map(|server| open(camera(&server.uri()))).collect();
-        for open in &live {
-            assert_eq!(open.reach(CameraState::Backoff).reason, "the stream ended");
-            let frames = open.frames.try_iter().count();
-            assert_eq!(frames, 50, "{} with a dead one: {dead}", open.source.status().camera);
+    // What all of them share are the decoders of keyframes.
+    for (decode, each) in [(Decode::All, 50), (Decode::Keyframes, 5)] {
+        for dead in [false, true] {
+            let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+            let waits = Limits { first_frame: Duration::from_secs(1), ..limits() };
+            let one = dead.then(|| open_with(waits, camera(&format!("rtsp://{}/cam", mute.local_addr().unwrap())), |_| true));
+            let spoilt = dead.then(|| {
+                let server = Camera::launch(&ball());
+                let proxy = Proxy::start(server.port());
+                let open = open_with(waits, CameraConfig { decode: Decode::Keyframes, ..camera(&proxy.uri()) }, |_| true);
+                open.reach(CameraState::Running);
+                proxy.spoil(true);
+                (server, proxy, open)
+            });
+            let servers: Vec<Camera> = (0..count).map(|_| Camera::launch(film)).collect();
+            let live: Vec<Open> = servers.iter().map(|server| open(CameraConfig { decode, ..camera(&server.uri()) })).collect();
+            for open in &live {
+                assert_eq!(open.reach(CameraState::Backoff).reason, "the stream ended");
+                let frames = open.frames.try_iter().count();
+                assert_eq!(frames, each, "{decode:?}, with a dead one: {dead}; {:?}", open.metrics.counts());
+            }
+            if let (Some(one), Some((_server, proxy, garbage))) = (one, spoilt) {
+                assert!(one.count("reconnects") > 0 && one.count("frames_in") == 0 && proxy.spoiled() > 0);
+                one.stop();
+                garbage.stop();
+            }
+            live.into_iter().for_each(Open::stop);
         }
-        if let Some(one) = one {
-            assert!(one.count("reconnects") > 0 && one.count("frames_in") == 0);
-            one.stop();
-        }
-        live.into_iter().for_each(Open::stop);
     }
 }
 

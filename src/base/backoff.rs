@@ -28,6 +28,11 @@ impl Backoff {
         ceiling.mul_f64(share).max(self.first / 2)
     }
 
+    /// How many failures there were in a row.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// Starts anew after success.
     pub fn reset(&mut self) {
         self.failures = 0;

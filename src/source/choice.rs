@@ -24,12 +24,14 @@ struct Inner {
     kind: DecoderKind,
     failures: AtomicU32,
     gave_up: AtomicBool,
+    /// That hardware is missing was told.
+    told: AtomicBool,
 }
 
 impl Choice {
     /// As the configuration says.
     pub fn new(camera: CameraId, kind: DecoderKind) -> Self {
-        Self(Arc::new(Inner { camera, kind, failures: AtomicU32::new(0), gave_up: AtomicBool::new(false) }))
+        Self(Arc::new(Inner { camera, kind, failures: AtomicU32::new(0), gave_up: AtomicBool::new(false), told: AtomicBool::new(false) }))
     }
 
     /// What is to be used now: software, once hardware has failed.
@@ -42,32 +44,42 @@ impl Choice {
     /// # Errors
     /// Where none is installed: the sentence names the Debian package. It is not there in a second either.
     pub fn factory(&self, caps: &CapsRef) -> Result<ElementFactory, Fault> {
-        pick(self.kind(), caps, &installed()).ok_or_else(|| missing(caps))
+        let picked = pick(self.kind(), caps, &installed()).ok_or_else(|| missing(caps))?;
+        let asked = self.kind();
+        let wanted = !matches!(asked, DecoderKind::Software | DecoderKind::Auto) && !is_hardware(&picked);
+        if wanted && !self.0.told.swap(true, Ordering::AcqRel) {
+            tracing::warn!(camera = %self.0.camera, "no {} decoder for these pictures is there; software decodes", name(asked));
+        }
+        Ok(picked)
+    }
+
+    /// The one in software, to hold hardware's failure against; `None` where hardware is not in use.
+    pub fn witness(&self, factory: &ElementFactory, caps: &CapsRef) -> Option<ElementFactory> {
+        is_hardware(factory).then(|| pick(DecoderKind::Software, caps, &installed()))?
     }
 
     /// A decoder showed a picture, or failed to. After two failures of hardware in a row the camera stays with software
-    /// until the daemon starts anew; the return value says whether this was the second.
-    pub fn judge(&self, factory: &ElementFactory, shown: bool) -> bool {
+    /// until the daemon starts anew.
+    pub fn judge(&self, factory: &ElementFactory, shown: bool) {
         if shown || !is_hardware(factory) {
-            self.0.failures.store(0, Ordering::Release);
-            return false;
+            return self.0.failures.store(0, Ordering::Release);
         }
         if self.0.failures.fetch_add(1, Ordering::AcqRel) + 1 < FAILURES || self.0.gave_up.swap(true, Ordering::AcqRel) {
-            return false;
+            return;
         }
         let decoder = factory.name();
         tracing::warn!(camera = %self.0.camera, %decoder, "the hardware decoder failed twice in a row; software decodes from now on");
-        true
     }
 }
 
-/// Every picture decoder of this installation, the preferred ones first.
+/// Every picture decoder of this installation, the preferred ones first. Debian 12 gives those of VA-API no rank at all;
+/// so has nobody else who is to be found only by name.
 fn installed() -> Vec<ElementFactory> {
-    let mut all: Vec<ElementFactory> =
-        ElementFactory::factories_with_type(ElementFactoryType::DECODER, Rank::MARGINAL).into_iter().collect();
+    let mut all: Vec<ElementFactory> = ElementFactory::factories_with_type(ElementFactoryType::DECODER, Rank::NONE).into_iter().collect();
     all.retain(|factory| factory.klass().contains("Video") || factory.klass().contains("Image"));
     // Those for pictures with an alpha channel are bins of two decoders, and take any.
     all.retain(|factory| !factory.name().ends_with("decodebin"));
+    all.retain(|factory| is_hardware(factory) || factory.rank() >= Rank::MARGINAL);
     all.sort_by_key(|factory| std::cmp::Reverse(factory.rank()));
     all
 }
@@ -88,6 +100,16 @@ fn pick(kind: DecoderKind, caps: &CapsRef, from: &[ElementFactory]) -> Option<El
         DecoderKind::V4l2 => hardware(&["v4l2"]),
     };
     wanted.or_else(software).cloned()
+}
+
+fn name(kind: DecoderKind) -> &'static str {
+    match kind {
+        DecoderKind::Auto => "hardware",
+        DecoderKind::Software => "software",
+        DecoderKind::Va => "VA-API",
+        DecoderKind::Nvidia => "NVIDIA",
+        DecoderKind::V4l2 => "V4L2",
+    }
 }
 
 /// Whether a decoder stands in other silicon. Not all of them say so.

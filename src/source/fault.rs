@@ -47,8 +47,8 @@ impl Interpreter {
         Self { uri, secrets }
     }
 
-    /// An ERROR message; `missing` is what `missing_plugin` last found.
-    pub fn error(&self, error: &glib::Error, debug: Option<&str>, missing: Option<&str>) -> Fault {
+    /// An ERROR message; `missing` is what `missing_plugin` last found, and `shown` whether there were pictures before.
+    pub fn error(&self, error: &glib::Error, debug: Option<&str>, missing: Option<&str>, shown: bool) -> Fault {
         if let Some(missing) = missing {
             return Fault { reason: self.clean(missing), retry: Retry::Slowly };
         }
@@ -62,11 +62,12 @@ impl Interpreter {
             return self.no_video();
         }
         // The HTTP source keeps to itself why it has nothing to show.
-        if self.uri.starts_with("http") && debug.is_some_and(|debug| debug.contains("reason error (-5)")) {
+        if !shown && self.uri.starts_with("http") && debug.is_some_and(|debug| debug.contains("reason error (-5)")) {
             let reason = format!("{at} gives no answer: it is not there, or its certificate is not trusted");
             return Fault { reason, retry: Retry::Soon };
         }
-        let what = if error.matches(gstreamer::ResourceError::NotFound) { "not found" } else { "failed" };
+        let absent = error.matches(gstreamer::ResourceError::NotFound);
+        let what = if absent { "not found" } else { "failed" };
         let details = [error.message(), debug.map(detail).unwrap_or_default()];
         let mut said: Vec<String> = Vec::new();
         for line in details.map(|line| self.clean(&sentence(line))) {
@@ -74,7 +75,9 @@ impl Interpreter {
                 said.push(line);
             }
         }
-        Fault { reason: format!("{at} {what}: {}", said.join(": ")), retry: Retry::Soon }
+        // A file may appear at any time.
+        let retry = if absent && !self.uri.starts_with("file:") { Retry::Doubtful } else { Retry::Soon };
+        Fault { reason: format!("{at} {what}: {}", said.join(": ")), retry }
     }
 
     /// For a source that has sound alone.
@@ -170,7 +173,7 @@ mod tests {
     fn no_credential_gets_into_a_reason() {
         let error = glib::Error::new(gstreamer::ResourceError::Read, "Could not read rtsp://cam/1?pwd=hunter2 with s3cr3t.");
         let debug = "../gst/rtsp/gstrtspsrc.c(1): f (): /GstPipeline:p/GstRTSPSrc:s:\nFailed at rtsp://cam/1?pwd=hunter2 (s3cr3t)";
-        let fault = interpreter("rtsp://cam/1?pwd=hunter2").error(&error, Some(debug), None);
+        let fault = interpreter("rtsp://cam/1?pwd=hunter2").error(&error, Some(debug), None, false);
         assert!(!fault.reason.contains("hunter2") && !fault.reason.contains("s3cr3t"), "{}", fault.reason);
         assert!(
             fault.reason.starts_with("rtsp://cam/1?*** failed: could not read rtsp://cam/1?*** with ***: failed at"),
@@ -184,7 +187,7 @@ mod tests {
     #[test]
     fn refused_credentials_are_tried_slowly() {
         let error = glib::Error::new(gstreamer::ResourceError::NotAuthorized, "Unauthorized");
-        assert_eq!(interpreter("rtsp://cam/1").error(&error, None, None).retry, Retry::Slowly);
+        assert_eq!(interpreter("rtsp://cam/1").error(&error, None, None, false).retry, Retry::Slowly);
     }
 
     #[test]

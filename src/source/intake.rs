@@ -99,7 +99,8 @@ impl Intake {
         self.parts.tap.counters().frames_in.add();
         let (path, follows) = {
             let mut plan = self.parts.plan.lock().unwrap_or_else(PoisonError::into_inner);
-            (plan.step(unit.key, unit.moment.received), plan.may_follow())
+            let at = unit.running_time().unwrap_or_else(|| unit.moment.received.saturating_duration_since(self.parts.tap.started()));
+            (plan.step(unit.key, at), plan.may_follow())
         };
         if path == Path::Keyframes {
             self.own = None;
@@ -121,7 +122,8 @@ impl Intake {
                 Err(error) => return tracing::error!("{}", error.chain()),
             },
         };
-        missed.into_iter().chain([unit]).for_each(|unit| own.push(unit));
+        own.catch_up(missed);
+        own.push(unit);
         tap.scarce(!own.begun());
     }
 
@@ -145,8 +147,8 @@ impl Intake {
 /// When a picture came, and when it was taken: by the camera's clock `ntp` if that is to be believed.
 fn moment(buffer: &gstreamer::Buffer, segment: &gstreamer::Segment, now: Option<ClockTime>, live: bool, ntp: Option<Utc>) -> Candidate {
     let (received, clock) = (Instant::now(), Utc::now());
-    let segment = segment.downcast_ref::<ClockTime>();
     if !live {
+        let segment = segment.downcast_ref::<ClockTime>();
         let position = segment.zip(buffer.pts()).and_then(|(segment, pts)| segment.to_stream_time(pts)).map(Into::into);
         return Candidate { received, captured: clock, time_source: TimeSource::File, position };
     }
@@ -154,7 +156,7 @@ fn moment(buffer: &gstreamer::Buffer, segment: &gstreamer::Segment, now: Option<
     if let Some(captured) = ntp.filter(believed) {
         return Candidate { received, captured, time_source: TimeSource::Ntp, position: None };
     }
-    let running = segment.zip(buffer.pts()).and_then(|(segment, pts)| segment.to_running_time(pts));
+    let running = unit::running_time(buffer, segment);
     let age = now.zip(running).and_then(|(now, running)| now.checked_sub(running)).map_or(Duration::ZERO, Duration::from).min(MOST_AGE);
     let captured = Utc::from_millis(clock.millis() - i64::try_from(age.as_millis()).unwrap_or_default());
     Candidate { received, captured, time_source: TimeSource::Pipeline, position: None }

@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use gstreamer::{ClockTime, Segment};
 
 use crate::base::error::Result;
@@ -18,8 +18,12 @@ use crate::source::tap::Tap;
 use crate::source::unit::Unit;
 use crate::types::TimeSource;
 
-/// Pictures that wait to be decoded: what a live source sends in five seconds, and a whole group that is caught up with.
+/// Pictures that wait to be decoded, and their bytes: a whole group that is caught up with, and what comes meanwhile.
 const WAITING: usize = 512;
+const WAITING_BYTES: usize = 32 << 20;
+
+/// A live picture that has waited for longer tells what was, and the next ones too: the machine does not keep up.
+const LATE: Duration = Duration::from_secs(1);
 
 /// What a file may be ahead: it is read as it is shown.
 const WAITING_FILE: usize = 4;
@@ -38,7 +42,9 @@ const EASY: i32 = 1920 * 1088;
 
 /// The thread and the way to it. Dropped, it stops at the next picture.
 pub struct Own {
-    work: Option<Sender<Unit>>,
+    work: Option<Sender<Work>>,
+    /// Bytes that wait.
+    bytes: Arc<AtomicUsize>,
     quit: Arc<AtomicBool>,
     thread: Option<Thread>,
     tap: Arc<Tap>,
@@ -47,15 +53,27 @@ pub struct Own {
     waits: Option<Instant>,
 }
 
+/// A picture to be decoded.
+struct Work {
+    unit: Unit,
+    /// It came before it was known that it would be needed: late as it is, the next ones need it.
+    missed: bool,
+}
+
 impl Own {
     /// Starts the thread.
     ///
     /// # Errors
     /// When there is none to be had.
     pub fn start(tap: Arc<Tap>, choice: Choice, live: bool) -> Result<Self> {
-        let (work, units) = bounded(if live { WAITING } else { WAITING_FILE });
+        let (work, waiting) = bounded::<Work>(if live { WAITING } else { WAITING_FILE });
         let quit = Arc::<AtomicBool>::default();
+        let bytes = Arc::<AtomicUsize>::default();
         let feeder = Feeder {
+            live,
+            bytes: bytes.clone(),
+            caught_up: Instant::now(),
+            skips: false,
             tap: tap.clone(),
             choice,
             decoder: None,
@@ -65,8 +83,8 @@ impl Own {
             fruitless: 0,
         };
         let flag = quit.clone();
-        let thread = thread::spawn(format!("own-{}", tap.camera()), move || feeder.run(&units, &flag))?;
-        Ok(Self { work: Some(work), quit, thread: Some(thread), tap, live, waits: Some(Instant::now()) })
+        let thread = thread::spawn(format!("own-{}", tap.camera()), move || feeder.run(&waiting, &flag))?;
+        Ok(Self { work: Some(work), bytes, quit, thread: Some(thread), tap, live, waits: Some(Instant::now()) })
     }
 
     /// Whether it has had what it needs to show pictures.
@@ -74,19 +92,35 @@ impl Own {
         self.waits.is_none()
     }
 
+    /// Takes pictures that came before this decoder was there, from a keyframe on.
+    pub fn catch_up(&mut self, missed: Vec<Unit>) {
+        missed.into_iter().for_each(|unit| self.send(Work { unit, missed: true }));
+    }
+
     /// Takes the next picture. It begins with a keyframe. A live source that is too much for the machine
     /// loses pictures up to its next keyframe; a file waits.
     pub fn push(&mut self, unit: Unit) {
+        self.send(Work { unit, missed: false });
+    }
+
+    fn send(&mut self, item: Work) {
         let Some(work) = &self.work else { return };
-        let begins = |since: Instant| unit.key || (unit.is_h264() && since.elapsed() >= NO_KEYFRAME);
+        let begins = |since: Instant| item.unit.key || (item.unit.is_h264() && since.elapsed() >= NO_KEYFRAME);
         self.waits = self.waits.filter(|&since| !begins(since));
-        if !self.begun() {
+        if self.waits.is_some() {
+            return self.tap.counters().frames_skipped.add();
+        }
+        let size = item.unit.buffer.size();
+        if !self.live {
+            self.bytes.fetch_add(size, Ordering::AcqRel);
+            // Its thread ends before it is told to only by a panic.
+            work.send(item).ok();
             return;
         }
-        if !self.live {
-            // Its thread ends before it is told to only by a panic.
-            work.send(unit).ok();
-        } else if let Err(TrySendError::Full(_)) = work.try_send(unit) {
+        let room = self.bytes.load(Ordering::Acquire) + size <= WAITING_BYTES;
+        if room && work.try_send(item).is_ok() {
+            self.bytes.fetch_add(size, Ordering::AcqRel);
+        } else {
             self.tap.counters().frames_skipped.add();
             self.waits = Some(Instant::now());
         }
@@ -108,6 +142,12 @@ impl Drop for Own {
 
 /// The thread's side.
 struct Feeder {
+    live: bool,
+    bytes: Arc<AtomicUsize>,
+    /// When the last of the missed pictures was decoded; what came before waited for them.
+    caught_up: Instant,
+    /// Late: nothing is decoded up to the next keyframe.
+    skips: bool,
     tap: Arc<Tap>,
     choice: Choice,
     decoder: Option<Decoder>,
@@ -120,12 +160,20 @@ struct Feeder {
 }
 
 impl Feeder {
-    fn run(mut self, units: &Receiver<Unit>, quit: &AtomicBool) {
-        for unit in units {
+    fn run(mut self, work: &Receiver<Work>, quit: &AtomicBool) {
+        for Work { unit, missed } in work {
+            self.bytes.fetch_sub(unit.buffer.size(), Ordering::AcqRel);
             if quit.load(Ordering::Acquire) {
                 return;
             }
+            if self.live && !missed && self.is_late(&unit) {
+                self.tap.counters().frames_skipped.add();
+                continue;
+            }
             self.push(&unit);
+            if missed {
+                self.caught_up = Instant::now();
+            }
         }
         if let Some(decoder) = &self.decoder
             && !quit.load(Ordering::Acquire)
@@ -133,6 +181,14 @@ impl Feeder {
             decoder.drain();
             self.show();
         }
+    }
+
+    /// Whether a picture comes too late to be worth decoding, or needs one that was.
+    fn is_late(&mut self, unit: &Unit) -> bool {
+        let received = unit.moment.received;
+        let late = received > self.caught_up && received.elapsed() > LATE;
+        self.skips = late || (self.skips && !unit.key);
+        self.skips
     }
 
     fn push(&mut self, unit: &Unit) {
@@ -183,7 +239,10 @@ impl Feeder {
         for picture in pictures {
             let pts = picture.buffer.pts();
             let at = self.moments.iter().position(|(of, _)| of.is_some() && *of == pts);
-            let Some((_, mut moment)) = self.moments.remove(at.unwrap_or(0)) else { continue };
+            let Some((_, mut moment)) = self.moments.remove(at.unwrap_or(0)) else {
+                self.tap.damaged();
+                continue;
+            };
             // The decoder knows the time of pictures whose container has none.
             let segment = self.segment.as_ref().and_then(|segment| segment.downcast_ref::<ClockTime>());
             if moment.position.is_none() && moment.time_source == TimeSource::File {

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use gstreamer::ElementFactory;
 use gstreamer::prelude::*;
 
 use crate::base::error::Result;
@@ -17,7 +18,6 @@ use crate::source::convert::Converter;
 use crate::source::decoder::{Decoder, Picture};
 use crate::source::tap::Tap;
 use crate::source::unit::Unit;
-use crate::source::watch::Fault;
 
 /// Threads, at most: more than this many keyframes at once are not worth more memory.
 const MOST: usize = 4;
@@ -212,43 +212,43 @@ struct Bench {
 impl Bench {
     fn serve(&mut self, order: &Order) {
         let Order { unit, tap, choice } = order;
-        // Once more where hardware has just given way to software.
-        for _ in 0..2 {
-            match self.decode(unit, choice) {
-                Err(fault) => return tap.fail(fault),
-                Ok(Decoded { picture: Some(picture), .. }) => return tap.picture(&picture, unit.moment, &mut self.converter),
-                Ok(Decoded { again: true, .. }) => {}
-                Ok(_) => break,
+        let factory = match choice.factory(&unit.caps) {
+            Ok(factory) => factory,
+            Err(fault) => return tap.fail(fault),
+        };
+        let mut picture = self.decode(unit, &factory);
+        if picture.is_some() {
+            choice.judge(&factory, true);
+        } else if let Some(witness) = choice.witness(&factory, &unit.caps) {
+            // A picture that nobody can show is the camera's fault, not the hardware's.
+            picture = self.decode(unit, &witness);
+            if picture.is_some() {
+                choice.judge(&factory, false);
             }
         }
-        tap.damaged();
+        match picture {
+            Some(picture) => tap.picture(&picture, unit.moment, &mut self.converter),
+            None => tap.damaged(),
+        }
     }
 
-    /// # Errors
-    /// Where there is no decoder for it.
-    fn decode(&mut self, unit: &Unit, choice: &Choice) -> Result<Decoded, Fault> {
-        let factory = choice.factory(&unit.caps)?;
+    fn decode(&mut self, unit: &Unit, factory: &ElementFactory) -> Option<Picture> {
         let known = self.decoders.iter().position(|decoder| decoder.factory().name() == factory.name());
         let decoder = match known {
             Some(at) => Ok(self.decoders.swap_remove(at)),
-            None => Decoder::start(&factory, Some(1)),
+            None => Decoder::start(factory, Some(1)),
         };
         let decoded = decoder.and_then(|mut decoder| {
             let picture = decoder.decode(unit)?;
-            // One that has given up is not kept.
-            self.decoders.push(decoder);
+            // One that showed nothing is not kept: it might show it to the next camera.
+            if picture.is_some() {
+                self.decoders.push(decoder);
+            }
             Ok(picture)
         });
-        let picture = decoded.unwrap_or_else(|why| {
+        decoded.unwrap_or_else(|why| {
             tracing::debug!("{why}");
             None
-        });
-        Ok(Decoded { again: choice.judge(&factory, picture.is_some()), picture })
+        })
     }
-}
-
-struct Decoded {
-    picture: Option<Picture>,
-    /// It is worth another try, with another decoder.
-    again: bool,
 }

@@ -1,9 +1,10 @@
 //! The thread that keeps one source alive: builds, watches, tears down, waits, builds anew.
 
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded};
 use gstreamer::prelude::*;
 use gstreamer::{ClockTime, MessageType, MessageView, Pipeline, State};
 
@@ -19,7 +20,6 @@ use crate::source::intake::{Intake, Parts};
 use crate::source::location::Location;
 use crate::source::pipeline::Prepare;
 use crate::source::plan::Plan;
-use crate::source::pool::Seat;
 use crate::source::tap::{Counters, Outside, Tap};
 use crate::source::watch::{Ended, Fault, Flood, Health, Next, Policy, Rate, RateNews, Retry, Watch};
 use crate::source::{Decoders, Hooks, Limits, pipeline, tap};
@@ -34,8 +34,11 @@ const LEAST_PASS: Duration = Duration::from_millis(200);
 /// A teardown that takes longer is worth telling.
 const SLOW_TEARDOWN: Duration = Duration::from_secs(1);
 
-/// So often a pipeline is told to stop that refuses to: one that plays while it is dropped aborts the process.
+/// So often a pipeline is told to stop that refuses to.
 const STOP_TRIES: u32 = 5;
+
+/// A warning that is older has nothing to do with the end.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// What is told between a start that went well and the first picture.
 const WAITING: &str = "waiting for the first picture";
@@ -50,27 +53,24 @@ pub struct Supervisor {
     outside: Outside,
     plan: Arc<Mutex<Plan>>,
     choice: Choice,
-    seat: Arc<Seat>,
+    decoders: Decoders,
     herald: Herald,
     reconnects: Counter,
     abandoned: Counter,
+    hanging: Hanging,
     shutdown: Shutdown,
     rate: Rate,
     flood: Flood,
 }
 
-/// What an attempt came to.
-struct Attempt {
-    ended: Ended,
-    frames: u64,
-    lasted: Duration,
-    took: Duration,
-}
+/// How many of a camera's pipelines hang at this moment. Clones share the number.
+#[derive(Clone, Default)]
+pub struct Hanging(Arc<AtomicU64>);
 
-impl Attempt {
-    /// One that did not get as far as a pipeline.
-    fn lost(fault: Fault) -> Self {
-        Self { ended: Ended::Lost(fault), frames: 0, lasted: Duration::ZERO, took: Duration::ZERO }
+impl Hanging {
+    /// The number.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
     }
 }
 
@@ -86,6 +86,7 @@ impl Supervisor {
         metrics: &Metrics,
         shutdown: Shutdown,
         board: Arc<Board>,
+        hanging: Hanging,
     ) -> Self {
         let id = &config.id;
         let live = location.is_live();
@@ -104,7 +105,8 @@ impl Supervisor {
             },
             plan: Arc::new(Mutex::new(Plan::new(config.decode, config.interval))),
             choice: Choice::new(id.clone(), config.decoder),
-            seat: decoders.seat(),
+            decoders: decoders.clone(),
+            hanging,
             herald: Herald::new(board, tell, metrics.clone()),
             reconnects: metrics.counter("reconnects", id.as_str()),
             abandoned: metrics.counter("teardowns_abandoned", id.as_str()),
@@ -136,17 +138,19 @@ impl Supervisor {
         // `turn` tells changes only, and a board begins as connecting: the first one is told by hand.
         self.herald.again();
         loop {
-            let Attempt { ended, frames, lasted, took } = self.attempt();
-            match self.policy.after(ended, frames, lasted, &mut backoff) {
+            let began = Instant::now();
+            match self.attempt(&mut backoff) {
                 Next::Leave => return None,
                 Next::Fail(reason) => return Some(reason),
                 Next::Replay => {
-                    if self.shutdown.wait(LEAST_PASS.saturating_sub(took)) {
+                    if self.shutdown.wait(LEAST_PASS.saturating_sub(began.elapsed())) {
                         return None;
                     }
                 }
                 Next::Wait(delay, reason) => {
                     self.herald.turn(CameraState::Backoff, &reason);
+                    // Each that hangs holds what it holds: no more of them than need be.
+                    let delay = if self.hanging.get() > 0 { delay.max(limits.refused) } else { delay };
                     if self.shutdown.wait(delay) {
                         return None;
                     }
@@ -159,7 +163,7 @@ impl Supervisor {
     }
 
     /// One pipeline from its making to its end.
-    fn attempt(&mut self) -> Attempt {
+    fn attempt(&mut self, backoff: &mut Backoff) -> Next {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner).begin();
         let tap = Arc::new(Tap::new(self.outside.clone()));
         let intake = Intake::new(Parts {
@@ -167,44 +171,57 @@ impl Supervisor {
             live: self.watch.live,
             plan: self.plan.clone(),
             choice: self.choice.clone(),
-            seat: self.seat.clone(),
+            // A place of its own: a decoder that hangs at the last attempt's picture holds that one up for ever.
+            seat: self.decoders.seat(),
             heartbeat: self.watch.limits.stall / 2,
         });
         let (pipeline, prepare) = match pipeline::build(&self.location, &self.config, &tap, intake) {
             Ok(built) => built,
-            Err(error) => return Attempt::lost(Fault { reason: self.interpreter.clean(&error.chain()), retry: Retry::Slowly }),
+            Err(error) => {
+                let fault = Fault { reason: self.interpreter.clean(&error.chain()), retry: Retry::Slowly };
+                return self.policy.after(Ended::Lost(fault), 0, Duration::ZERO, backoff);
+            }
         };
         let mut pictures = Pictures::default();
-        let ended = match self.play(&pipeline, prepare, &tap, &mut pictures) {
+        let over = Over::default();
+        let ended = match self.play(&pipeline, prepare, &tap, &over, &mut pictures) {
             Ended::Lost(_) if tap.distrusted() => Ended::Lost(self.interpreter.untrusted()),
             Ended::Lost(_) if tap.has_no_video() => Ended::Lost(self.interpreter.no_video()),
             ended => ended,
         };
-        match &ended {
-            Ended::Stalled(reason) => self.herald.turn(CameraState::Stalled, reason),
-            Ended::Lost(fault) if self.watch.live => self.herald.turn(CameraState::Backoff, &fault.reason),
-            _ => {}
+        if let Ended::Stalled(reason) = &ended {
+            self.herald.turn(CameraState::Stalled, reason);
         }
-        let (frames, took) = (tap.pulse().frames, tap.started().elapsed());
+        let lost = matches!(ended, Ended::Lost(_));
+        let next = self.policy.after(ended, tap.pulse().frames, pictures.lasted(), backoff);
+        // Told before the pipeline is taken down, which may take long.
+        if let Next::Wait(_, reason) = &next
+            && lost
+        {
+            self.herald.turn(CameraState::Backoff, reason);
+        }
         drop(tap);
-        self.tear_down(pipeline);
-        Attempt { ended, frames, lasted: pictures.lasted(), took }
+        self.tear_down(pipeline, &over);
+        next
     }
 
-    fn play(&mut self, pipeline: &Pipeline, prepare: Option<Prepare>, tap: &Arc<Tap>, pictures: &mut Pictures) -> Ended {
+    fn play(&mut self, pipeline: &Pipeline, prepare: Option<Prepare>, tap: &Arc<Tap>, over: &Over, pictures: &mut Pictures) -> Ended {
         let Some(bus) = pipeline.bus() else {
             return Ended::Lost(Fault { reason: "the pipeline has no bus".to_owned(), retry: Retry::Soon });
         };
-        let started = match self.start(pipeline, prepare, tap) {
+        let started = match self.start(pipeline, prepare, tap, over) {
             Ok(started) => started,
             Err(fault) => return Ended::Lost(fault),
         };
         let mut start = Start::Under(started);
-        let mut listener = Listener { interpreter: &self.interpreter, missing: None, warning: None };
+        let interpreter = &self.interpreter;
+        let told = |tap: &Tap| tap.fault().map(|fault| Fault { reason: interpreter.clean(&fault.reason), ..fault });
+        let mut listener = Listener { interpreter, shown: false, missing: None, warning: None };
         let mut news = RateNews::default();
         let wanted = [MessageType::Error, MessageType::Eos, MessageType::Element, MessageType::Warning];
         loop {
             let message = bus.timed_pop_filtered(POLL, &wanted);
+            listener.shown = pictures.first.is_some();
             let ended = message.as_ref().and_then(|message| listener.hear(message));
             if start.step() && self.herald.status().state == CameraState::Connecting {
                 self.herald.turn(CameraState::Connecting, WAITING);
@@ -216,8 +233,10 @@ impl Supervisor {
             match ended {
                 // A file that showed its pictures has ended well, whatever a decoder warned of on the way.
                 Some(Ended::Eos) if self.watch.live || pulse.frames == 0 => {
-                    return tap.fault().or_else(|| listener.reason()).map_or(Ended::Eos, Ended::Lost);
+                    return told(tap).or_else(|| listener.reason()).map_or(Ended::Eos, Ended::Lost);
                 }
+                // What could not be linked is the cause, and the bus tells of its effect.
+                Some(Ended::Lost(fault)) => return Ended::Lost(told(tap).unwrap_or(fault)),
                 Some(ended) => return ended,
                 None => {}
             }
@@ -228,8 +247,8 @@ impl Supervisor {
                 tracing::error!(camera = %self.config.id, "a frame hook panicked; this is a defect, please report it");
                 return Ended::Lost(Fault { reason: "a frame hook panicked".to_owned(), retry: Retry::Soon });
             }
-            if let Some(fault) = tap.fault() {
-                return Ended::Lost(Fault { reason: self.interpreter.clean(&fault.reason), ..fault });
+            if let Some(fault) = told(tap) {
+                return Ended::Lost(fault);
             }
             // A failed start has said why on the bus, if ever.
             if matches!(start, Start::Refused) && message.is_none() {
@@ -254,12 +273,17 @@ impl Supervisor {
     }
 
     /// To PLAYING in a thread of its own: opening what lies on a dead share can hang without end.
-    fn start(&self, pipeline: &Pipeline, prepare: Option<Prepare>, tap: &Arc<Tap>) -> Result<Receiver<bool>, Fault> {
+    fn start(&self, pipeline: &Pipeline, prepare: Option<Prepare>, tap: &Arc<Tap>, over: &Over) -> Result<Receiver<bool>, Fault> {
         let (send, started) = bounded(1);
-        let (pipeline, tap) = (pipeline.clone(), tap.clone());
+        let (pipeline, tap, over) = (pipeline.clone(), tap.clone(), over.clone());
         let starting = thread::spawn(format!("start-{}", self.config.id), move || {
             if let Some(Err(error)) = prepare.map(|prepare| prepare()) {
                 return tap.fail(Fault { reason: error.chain(), retry: Retry::Slowly });
+            }
+            // Taken down meanwhile, it must not play again.
+            let over = over.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if *over {
+                return;
             }
             // Nobody listens any more where it took too long.
             send.send(pipeline.set_state(State::Playing).is_ok()).ok();
@@ -270,42 +294,68 @@ impl Supervisor {
     }
 
     /// To NULL in a thread of its own: a dead camera can hold that up without end.
-    fn tear_down(&mut self, pipeline: Pipeline) {
-        let (send, stopped) = bounded::<()>(1);
+    fn tear_down(&mut self, pipeline: Pipeline, over: &Over) {
+        let (send, stopped) = bounded(1);
+        let stage = Arc::new(AtomicU8::new(STOPPING));
+        let (over, kept, hanging, reached) = (over.clone(), pipeline.clone(), self.hanging.clone(), stage.clone());
         let stopping = thread::spawn(format!("stop-{}", self.config.id), move || {
-            stop(pipeline);
-            drop(send);
+            *over.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            if stop(pipeline) && reached.swap(STOPPED, Ordering::AcqRel) == LEFT_BEHIND {
+                hanging.0.fetch_sub(1, Ordering::AcqRel);
+            }
+            // Nobody listens any more where it took too long.
+            send.send(()).ok();
         });
-        let stopping = match stopping {
-            Ok(stopping) => stopping,
+        match stopping {
+            Ok(stopping) => stopping.leave(),
+            // Dropped here it would play on.
             Err(error) => {
                 tracing::error!(camera = %self.config.id, "{}", error.chain());
-                self.abandoned.add();
-                return;
+                std::mem::forget(kept);
+                return self.left_behind();
             }
-        };
-        let deadline = Instant::now() + self.watch.limits.teardown;
-        if stopped.recv_timeout(SLOW_TEARDOWN.min(self.watch.limits.teardown)) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+        }
+        drop(kept);
+        let slow = SLOW_TEARDOWN.min(self.watch.limits.teardown);
+        if stopped.recv_timeout(slow) == Err(RecvTimeoutError::Timeout) {
             let status = self.herald.status();
-            self.herald.turn(status.state, &format!("{}; the pipeline is slow to stop", status.reason));
+            if matches!(status.state, CameraState::Stalled | CameraState::Backoff) {
+                self.herald.turn(status.state, &format!("{}; the pipeline is slow to stop", status.reason));
+            }
+            stopped.recv_timeout(self.watch.limits.teardown.saturating_sub(slow)).ok();
         }
-        if !stopping.join_until(deadline) {
-            self.abandoned.add();
-            tracing::warn!(camera = %self.config.id, "a pipeline did not stop in time and was left behind");
+        if stage.compare_exchange(STOPPING, LEFT_BEHIND, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.left_behind();
         }
+    }
+
+    fn left_behind(&self) {
+        self.hanging.0.fetch_add(1, Ordering::AcqRel);
+        self.abandoned.add();
+        tracing::warn!(camera = %self.config.id, "a pipeline did not stop and was left behind");
     }
 }
 
-/// Stops and drops a pipeline. One that does not stop is kept for ever instead.
-fn stop(pipeline: Pipeline) {
+/// Whether an attempt is over; held while its pipeline is told to play.
+#[derive(Clone, Default)]
+struct Over(Arc<Mutex<bool>>);
+
+/// How far a teardown has come.
+const STOPPING: u8 = 0;
+const STOPPED: u8 = 1;
+const LEFT_BEHIND: u8 = 2;
+
+/// Stops and drops a pipeline; returns whether it did. One that refuses is kept for ever: it must not be dropped as it plays.
+fn stop(pipeline: Pipeline) -> bool {
     for _ in 0..STOP_TRIES {
         if pipeline.set_state(State::Null).is_ok() {
-            return;
+            return true;
         }
         std::thread::sleep(Duration::from_millis(100));
     }
     tracing::warn!(pipeline = %pipeline.name(), "a pipeline refused to stop and is left as it is");
     std::mem::forget(pipeline);
+    false
 }
 
 /// Where a start stands.
@@ -355,8 +405,11 @@ impl Pictures {
 /// Listens to one pipeline's bus. PROGRESS messages are left out: rtspsrc puts the password in them.
 struct Listener<'a> {
     interpreter: &'a Interpreter,
+    /// There were pictures.
+    shown: bool,
     missing: Option<String>,
-    warning: Option<String>,
+    /// The last one, and when it came.
+    warning: Option<(String, Instant)>,
 }
 
 impl Listener<'_> {
@@ -364,14 +417,14 @@ impl Listener<'_> {
     fn hear(&mut self, message: &gstreamer::Message) -> Option<Ended> {
         match message.view() {
             MessageView::Error(error) => {
-                let fault = self.interpreter.error(&error.error(), error.debug().as_deref(), self.missing.as_deref());
+                let fault = self.interpreter.error(&error.error(), error.debug().as_deref(), self.missing.as_deref(), self.shown);
                 Some(Ended::Lost(fault))
             }
             MessageView::Eos(_) => Some(Ended::Eos),
             MessageView::Warning(warning) => {
-                let fault = self.interpreter.error(&warning.error(), warning.debug().as_deref(), None);
+                let fault = self.interpreter.error(&warning.error(), warning.debug().as_deref(), None, self.shown);
                 tracing::debug!("{}", fault.reason);
-                self.warning = Some(fault.reason);
+                self.warning = Some((fault.reason, Instant::now()));
                 None
             }
             MessageView::Element(element) => {
@@ -389,6 +442,7 @@ impl Listener<'_> {
     /// The best guess at why a pipeline ended that posted no error.
     fn reason(&mut self) -> Option<Fault> {
         let missing = self.missing.take().map(|reason| Fault { reason, retry: Retry::Slowly });
-        missing.or_else(|| self.warning.take().map(|reason| Fault { reason, retry: Retry::Soon }))
+        let warning = self.warning.take().filter(|(_, at)| at.elapsed() < FRESH);
+        missing.or_else(|| warning.map(|(reason, _)| Fault { reason, retry: Retry::Soon }))
     }
 }

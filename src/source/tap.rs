@@ -89,8 +89,8 @@ pub struct Tap {
     frames: AtomicU64,
     last_frame: Mark,
     last_data: Mark,
-    /// The first unit that could not be decoded since the last one that could.
-    failing: Mark,
+    /// The first and the last picture that could not be decoded since one that could.
+    failing: [Mark; 2],
     /// Pictures come with keyframes only.
     scarce: AtomicBool,
     panicked: AtomicBool,
@@ -120,7 +120,7 @@ impl Tap {
             frames: AtomicU64::new(0),
             last_frame: Mark::default(),
             last_data: Mark::default(),
-            failing: Mark::default(),
+            failing: Default::default(),
             scarce: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
             untrusted: AtomicBool::new(false),
@@ -154,7 +154,7 @@ impl Tap {
             frames: self.frames.load(Ordering::Acquire),
             last_frame: at(&self.last_frame),
             last_data: at(&self.last_data),
-            failing: at(&self.failing),
+            failing: at(&self.failing[0]).zip(at(&self.failing[1])),
             scarce: self.scarce.load(Ordering::Acquire),
         }
     }
@@ -238,9 +238,11 @@ impl Tap {
     /// Notes a picture that could not be decoded.
     pub fn damaged(&self) {
         self.outside.counters.frames_damaged.add();
-        if self.failing.0.load(Ordering::Acquire) == 0 {
-            self.mark(&self.failing);
+        let [first, last] = &self.failing;
+        if first.0.load(Ordering::Acquire) == 0 {
+            self.mark(first);
         }
+        self.mark(last);
     }
 
     /// Whether a picture that is not decoded yet would be looked at.
@@ -254,7 +256,7 @@ impl Tap {
             return self.damaged();
         }
         self.mark(&self.last_frame);
-        self.failing.0.store(0, Ordering::Release);
+        self.failing.iter().for_each(|mark| mark.0.store(0, Ordering::Release));
         self.frames.fetch_add(1, Ordering::AcqRel);
         self.outside.counters.frames_decoded.add();
         let luma = || convert::luma(&picture.info, &picture.buffer);
@@ -265,7 +267,10 @@ impl Tap {
             return;
         }
         self.outside.counters.frames_sampled.add();
-        let Some(image) = converter.rgb(&picture.info, &picture.buffer, self.outside.max_width) else { return self.damaged() };
+        let Some(image) = converter.rgb(&picture.info, &picture.buffer, self.outside.max_width) else {
+            let reason = format!("pictures of the format {} cannot be converted; set another one", picture.info.format());
+            return self.fail(Fault { reason, retry: Retry::Slowly });
+        };
         let Candidate { received, captured, time_source, position } = candidate;
         let frame = Frame { camera: self.outside.camera.clone(), captured, time_source, received, position, image: Arc::new(image) };
         self.guarded(|outlets| (outlets.deliver)(frame));

@@ -1,6 +1,8 @@
 //! Access units: encoded pictures as they leave the parser, and which of them can be decoded by themselves.
 
-use gstreamer::{Buffer, BufferFlags, Caps, Segment};
+use std::time::Duration;
+
+use gstreamer::{Buffer, BufferFlags, Caps, ClockTime, Segment};
 
 use crate::source::Candidate;
 
@@ -20,10 +22,20 @@ pub struct Unit {
 }
 
 impl Unit {
+    /// Its time since the pipeline's start, by the stream.
+    pub fn running_time(&self) -> Option<Duration> {
+        running_time(&self.buffer, &self.segment).map(Into::into)
+    }
+
     /// Whether it is H.264.
     pub fn is_h264(&self) -> bool {
         self.caps.structure(0).is_some_and(|caps| caps.name() == "video/x-h264")
     }
+}
+
+/// A picture's time since the pipeline's start, by the stream.
+pub fn running_time(buffer: &Buffer, segment: &Segment) -> Option<ClockTime> {
+    segment.downcast_ref::<ClockTime>()?.to_running_time(buffer.pts()?)
 }
 
 /// Whether an encoded picture needs no other one.

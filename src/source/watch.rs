@@ -21,8 +21,8 @@ pub struct Pulse {
     pub last_frame: Option<Instant>,
     /// The last data ahead of the decoder.
     pub last_data: Option<Instant>,
-    /// The first picture that could not be decoded since the last one that could.
-    pub failing: Option<Instant>,
+    /// The first and the last picture that could not be decoded since one that could.
+    pub failing: Option<(Instant, Instant)>,
     /// Pictures come with keyframes only.
     pub scarce: bool,
 }
@@ -43,7 +43,7 @@ pub enum Health {
 pub struct Watch {
     /// The waits.
     pub limits: Limits,
-    /// A file may hold any pause: it is never stalled once it runs.
+    /// A camera, not a file.
     pub live: bool,
 }
 
@@ -52,7 +52,9 @@ impl Watch {
     pub fn judge(&self, started: Instant, pulse: Pulse, now: Instant) -> Health {
         let Limits { first_frame, stall, keyframe_gap, .. } = self.limits;
         let since = |at: Instant| now.saturating_duration_since(at);
-        if let Some(failing) = pulse.failing.map(since).filter(|failing| self.live && *failing >= stall) {
+        // From one to another: a single one is an accident, and where keyframes are rare nothing follows it for long.
+        let failing = pulse.failing.map(|(first, last)| last.saturating_duration_since(first));
+        if let Some(failing) = failing.filter(|failing| self.live && *failing >= stall) {
             return Health::Stalled(format!("pictures came that could not be decoded for {} s", failing.as_secs()));
         }
         let data_silent = pulse.last_data.map(since);
@@ -71,18 +73,26 @@ impl Watch {
             Some(data_silent) if pulse.scarce && data_silent < stall => keyframe_gap,
             _ => stall,
         };
-        if self.live && silent >= patience {
+        // A file may hold long pauses; one on a share that died gives nothing ever again.
+        let patience = if self.live { patience } else { keyframe_gap * FILE_PATIENCE };
+        if silent >= patience {
             return Health::Stalled(format!("no picture for {} s", silent.as_secs()));
         }
         Health::Running
     }
 }
 
+/// So many times what is borne with between keyframes a file may show nothing.
+const FILE_PATIENCE: u32 = 5;
+
 /// More pictures than the caps announce, by this factor, are a flood.
 const FLOOD: f64 = 2.0;
 
 /// For so long.
 const FLOOD_LASTS: Duration = Duration::from_secs(5);
+
+/// After so long at a right rate all is forgotten.
+const FLOOD_FORGOTTEN: Duration = Duration::from_secs(30);
 
 /// So many reconnects because of it; after that the camera is taken to announce a wrong rate.
 const FLOODS: u32 = 2;
@@ -91,14 +101,22 @@ const FLOODS: u32 = 2;
 #[derive(Debug, Default)]
 pub struct Flood {
     since: Option<Instant>,
+    right_since: Option<Instant>,
     told: u32,
 }
 
 impl Flood {
     /// Whether the source is to be built anew: `fps` were measured at `now` where `announced` are to come.
     pub fn step(&mut self, now: Instant, fps: f64, announced: Option<f64>) -> bool {
-        if self.told == FLOODS || announced.is_none_or(|announced| fps <= FLOOD * announced) {
+        if announced.is_none_or(|announced| fps <= FLOOD * announced) {
             self.since = None;
+            if now.saturating_duration_since(*self.right_since.get_or_insert(now)) >= FLOOD_FORGOTTEN {
+                self.told = 0;
+            }
+            return false;
+        }
+        self.right_since = None;
+        if self.told == FLOODS {
             return false;
         }
         let over = now.saturating_duration_since(*self.since.get_or_insert(now)) >= FLOOD_LASTS;
@@ -173,10 +191,16 @@ pub struct Fault {
 pub enum Retry {
     /// It may be back soon.
     Soon,
+    /// It is not there: for a moment, as after a server's restart, or because the address is wrong. After a few tries a
+    /// person has to act.
+    Doubtful,
     /// A person has to act first: credentials were refused (and the camera locks the account of who tries too often), a
     /// certificate is not trusted, a plugin is missing.
     Slowly,
 }
+
+/// So often what is not there is asked for as if it came back.
+const DOUBTFUL: u32 = 5;
 
 /// How an attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -235,7 +259,8 @@ impl Policy {
         match fault.retry {
             _ if shown => Next::Fail(fault.reason),
             Retry::Soon => Next::Wait(backoff.next_delay(), fault.reason),
-            Retry::Slowly => {
+            Retry::Doubtful if backoff.failures() < DOUBTFUL => Next::Wait(backoff.next_delay(), fault.reason),
+            Retry::Doubtful | Retry::Slowly => {
                 let delay = backoff.next_delay().max(self.limits.refused);
                 Next::Wait(delay, format!("{}; next try in {}", fault.reason, in_words(delay)))
             }
@@ -278,7 +303,8 @@ mod tests {
         let pulse = Pulse { frames: 1, last_frame: Some(start), last_data: Some(start), ..Pulse::default() };
         assert_eq!(watch(true).judge(start, pulse, start + 9 * SECOND), Health::Running);
         assert!(matches!(watch(true).judge(start, pulse, start + 10 * SECOND), Health::Stalled(_)));
-        assert_eq!(watch(false).judge(start, pulse, start + 1000 * SECOND), Health::Running);
+        assert_eq!(watch(false).judge(start, pulse, start + 400 * SECOND), Health::Running);
+        assert!(matches!(watch(false).judge(start, pulse, start + 450 * SECOND), Health::Stalled(_)));
     }
 
     #[test]
@@ -300,9 +326,14 @@ mod tests {
     #[test]
     fn pictures_that_cannot_be_decoded_are_a_stall() {
         let start = Instant::now();
-        let failing = Pulse { last_data: Some(start + 14 * SECOND), failing: Some(start + 5 * SECOND), scarce: true, ..Pulse::default() };
-        assert_eq!(watch(true).judge(start, failing, start + 14 * SECOND), Health::Waiting);
-        let Health::Stalled(reason) = watch(true).judge(start, failing, start + 15 * SECOND) else { panic!("not stalled") };
+        let failing = |last: u32| Pulse {
+            last_data: Some(start + 14 * SECOND),
+            failing: Some((start + 5 * SECOND, start + last * SECOND)),
+            scarce: true,
+            ..Pulse::default()
+        };
+        assert_eq!(watch(true).judge(start, failing(5), start + 19 * SECOND), Health::Waiting);
+        let Health::Stalled(reason) = watch(true).judge(start, failing(15), start + 15 * SECOND) else { panic!("not stalled") };
         assert_eq!(reason, "pictures came that could not be decoded for 10 s");
     }
 
@@ -315,6 +346,7 @@ mod tests {
         assert!(!at(6, 60.0) && at(11, 60.0));
         assert!(!at(12, 60.0) && at(17, 60.0));
         assert!(!at(18, 60.0) && !at(99, 60.0));
+        assert!(!at(100, 25.0) && !at(130, 25.0) && !at(131, 60.0) && at(136, 60.0), "it was right for long");
         assert!(!Flood::default().step(start, 1000.0, None));
     }
 
@@ -353,6 +385,14 @@ mod tests {
         assert_eq!(after(once, lost(Retry::Soon), 9), Next::Fail("why".into()));
         assert!(matches!(after(once, lost(Retry::Soon), 0), Next::Wait(..)));
         assert_eq!(after(camera, Ended::Stopped, 9), Next::Leave);
+        let mut backoff = Backoff::new(SECOND, 60 * SECOND);
+        let waits: Vec<Duration> = (0..7)
+            .map(|_| match camera.after(lost(Retry::Doubtful), 0, Duration::ZERO, &mut backoff) {
+                Next::Wait(delay, _) => delay,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert!(waits[..5].iter().all(|wait| *wait < 60 * SECOND) && waits[5..].iter().all(|wait| *wait >= 300 * SECOND), "{waits:?}");
         let Next::Wait(delay, reason) = after(camera, lost(Retry::Slowly), 0) else { panic!("no wait") };
         assert_eq!((delay, reason.as_str()), (Limits::default().refused, "why; next try in 5 min"));
     }

@@ -78,7 +78,7 @@ pub struct CameraStatus {
     pub reason: String,
     /// When it came to be so.
     pub since: Utc,
-    /// Decoded frames a second, measured lately.
+    /// Frames a second that the camera sends, measured lately.
     pub fps: f64,
 }
 

@@ -39,7 +39,7 @@ pub struct Frame {
     pub captured: Utc,
     /// What `captured` rests on.
     pub time_source: TimeSource,
-    /// When it left the decoder, for latencies.
+    /// When it reached this machine, for latencies.
     pub received: Instant,
     /// The place in the stream, for files: time since the clip's start (restarts with each loop).
     pub position: Option<Duration>,
@@ -58,10 +58,10 @@ pub struct Looked {
     pub prompt: Arc<Prompt>,
     /// What the model answered.
     pub answer: Arc<Answer>,
-    /// Decoder to model.
+    /// From its arrival to the model: decoded, converted, waited.
     pub queued: Duration,
     /// In the model.
     pub inference: Duration,
-    /// Decoder to here.
+    /// From its arrival to here.
     pub total: Duration,
 }

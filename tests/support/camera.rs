@@ -52,7 +52,7 @@ impl Camera {
     }
 
     /// On this port instead of any.
-    pub fn port(mut self, port: u16) -> Self {
+    pub fn at_port(mut self, port: u16) -> Self {
         self.port = port;
         self
     }
@@ -66,6 +66,11 @@ impl Camera {
     /// The address to play, without credentials.
     pub fn uri(&self) -> String {
         format!("rtsp{}://127.0.0.1:{}/cam", if self.certificate.is_some() { "s" } else { "" }, self.port)
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The process.

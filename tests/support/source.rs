@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each area of the tests uses a part of it")]
 
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, unbounded};
@@ -15,6 +16,14 @@ use palisade::types::{CameraId, CameraState, CameraStatus, Frame, Prompt};
 
 /// Long enough for a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Longer where the waits are those of service.
+fn patience() -> Duration {
+    if std::env::var_os("PALISADE_SOAK").is_some() { PATIENCE * 5 } else { PATIENCE }
+}
+
+/// As in the daemon, all cameras of a process share them.
+static DECODERS: LazyLock<Decoders> = LazyLock::new(|| Decoders::start().unwrap());
 
 pub fn camera(uri: &str) -> CameraConfig {
     let (id, input) = (CameraId::new("cam").unwrap(), Input::Uri(uri.to_owned()));
@@ -43,7 +52,6 @@ pub struct Open {
     pub metrics: Metrics,
     stop: StopOnDrop,
     pub source: Source,
-    _decoders: Decoders,
 }
 
 /// Lets a failed test end: a source joins its thread when it is dropped.
@@ -117,15 +125,14 @@ fn start(
     statuses: Receiver<CameraStatus>,
 ) -> Open {
     let stop = StopOnDrop(Shutdown::new());
-    let decoders = Decoders::start().unwrap();
-    let source = source::start_with(limits, config, hooks, &decoders, &metrics, stop.0.clone()).unwrap();
-    Open { frames, statuses, metrics, stop, source, _decoders: decoders }
+    let source = source::start_with(limits, config, hooks, &DECODERS, &metrics, stop.0.clone()).unwrap();
+    Open { frames, statuses, metrics, stop, source }
 }
 
 impl Open {
     /// The next status of this state; those before it are passed over.
     pub fn reach(&self, state: CameraState) -> CameraStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         loop {
             let status = self.statuses.recv_deadline(deadline).unwrap_or_else(|_| panic!("never {}", state.name()));
             if status.state == state {

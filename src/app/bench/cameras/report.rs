@@ -31,7 +31,8 @@ impl Flow {
             received: sum("frames_in"),
             decoded: sum("frames_decoded"),
             sampled: sum("frames_sampled"),
-            dropped: sum("frames_dropped"),
+            // By the mailbox, for want of a decoder, and because they came out damaged.
+            dropped: ["frames_dropped", "frames_skipped", "frames_damaged"].map(sum).iter().sum(),
             reconnects: sum("reconnects"),
         }
     }

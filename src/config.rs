@@ -292,6 +292,22 @@ pub struct MqttConfig {
     pub tls: Option<TlsConfig>,
     /// Client id; a unique one by default.
     pub client_id: String,
+    /// What outlives the process.
+    pub durable: Durable,
+    /// Where it is kept; `None`: nowhere.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Which messages are kept on disk until the broker has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durable {
+    /// Detections and events.
+    #[default]
+    All,
+    /// Events only.
+    Events,
+    /// None.
+    None,
 }
 
 /// Encryption of the broker connection.

@@ -1,16 +1,20 @@
 //! Floor 3: detections and states are published over MQTT 3.1.1, at least once, whatever the broker does meanwhile.
 //!
 //! ```text
-//! Publisher (any thread, never blocks) → payload → Desk { newest status per camera, ring of records } → link (thread "mqtt") → broker
+//! Publisher (any thread, never blocks) → payload → Desk { newest status per camera, outbox } → link (thread "mqtt") → broker
+//!                                                                    ⇅
+//!                                                         keeper (thread "outbox") → store on disk
 //! ```
-//! A record leaves the ring when the broker acknowledges it. The ring is bounded; when it is full the oldest goes and is
-//! counted in `mqtt_dropped`, what arrives in `mqtt_published`, each per camera.
+//! A record leaves the outbox when the broker acknowledges it. It is bounded; the oldest go first and are counted in
+//! `mqtt_dropped`, what arrives in `mqtt_published`, each per camera.
 
 mod health;
+mod keeper;
 mod link;
+mod outbox;
 pub mod payload;
 mod pending;
-mod queue;
+mod store;
 mod tls;
 mod topic;
 mod trouble;
@@ -28,20 +32,27 @@ use crate::base::error::{Context as _, Error, Kind, Result};
 use crate::base::metrics::Metrics;
 use crate::base::redact::ExposeSecret;
 use crate::base::thread::{self, Thread};
-use crate::config::{MqttConfig, TlsConfig};
+use crate::config::{Durable, MqttConfig, TlsConfig};
 use crate::types::{CameraId, CameraState, CameraStatus, Looked};
 
 use health::Health;
 use link::{Link, Parts};
+use outbox::{Lane, Limits, Why};
 use pending::{Desk, Pending};
-use queue::{Lane, Limits};
+use store::Bounds;
 use topic::Topics;
 use trouble::Quiet;
 
 pub use payload::Context;
 
-/// The ring's bounds: at five looks a second over three minutes without a broker.
+/// What waits in memory: at five looks a second over three minutes without a broker.
 const LIMITS: Limits = Limits { records: 1000, bytes: 16 * 1024 * 1024 };
+
+/// What waits on disk.
+const BOUNDS: Bounds = Bounds { records: 1_000_000, bytes: 512 * 1024 * 1024, age: Duration::from_secs(7 * 24 * 3600) };
+
+/// For the last records to be saved.
+const KEEP: Duration = Duration::from_secs(2);
 
 /// The largest packet sent. One that is larger would cost the connection, and its neighbours with it: it is refused before.
 const MAX_PACKET: usize = 256 * 1024;
@@ -76,6 +87,7 @@ impl Default for Patience {
 pub struct Mqtt {
     publisher: Publisher,
     thread: Option<Thread>,
+    keeper: Option<Thread>,
 }
 
 /// Starts the link; the broker need not be there.
@@ -96,7 +108,8 @@ pub fn start_with(config: MqttConfig, cameras: &[CameraId], context: Context, me
     let qos = rumqttc::qos(config.qos).map_err(|_| Error::new(Kind::Config, format!("mqtt.qos is {}; must be 0, 1 or 2", config.qos)))?;
     let desk = Arc::new(Desk::new(Pending::new(topics.status(), LIMITS)));
     let health = Arc::new(Health::new());
-    let inner = Inner { context, topics, metrics: metrics.clone(), lanes: Mutex::default(), quiet: Mutex::default(), desk, health };
+    let durable = config.durable == Durable::All;
+    let inner = Inner { context, durable, topics, lanes: Lanes::new(metrics), quiet: Mutex::default(), desk, health };
     let publisher = Publisher(Arc::new(inner));
     for camera in cameras {
         publisher.lane(camera);
@@ -104,6 +117,13 @@ pub fn start_with(config: MqttConfig, cameras: &[CameraId], context: Context, me
         publisher.camera_status(&CameraStatus { camera: camera.clone(), state, reason, since, fps: 0.0 });
     }
     warn_of_clear_text(&config);
+    let keeper = match config.state_dir.clone().filter(|_| config.durable != Durable::None) {
+        Some(folder) => {
+            let lanes = publisher.0.lanes.clone();
+            keeper::start(folder, BOUNDS, publisher.0.desk.clone(), Arc::new(move |topic| lanes.of(topic)))?
+        }
+        None => None,
+    };
     let parts = Parts {
         options,
         qos,
@@ -125,7 +145,7 @@ pub fn start_with(config: MqttConfig, cameras: &[CameraId], context: Context, me
         // A name server that does not answer must not hold up the stop.
         runtime.shutdown_timeout(Duration::from_millis(100));
     })?;
-    Ok(Mqtt { publisher, thread: Some(thread) })
+    Ok(Mqtt { publisher, thread: Some(thread), keeper })
 }
 
 /// Whether the broker's encryption can be set up; connects to nothing.
@@ -185,12 +205,19 @@ impl Mqtt {
         {
             tracing::error!("the MQTT thread did not end in time and was left behind");
         }
+        self.publisher.0.desk.end();
+        if let Some(keeper) = self.keeper.take()
+            && !keeper.join_until(Instant::now() + KEEP)
+        {
+            tracing::error!("the disk did not take the last messages in time");
+        }
     }
 }
 
 impl Drop for Mqtt {
     fn drop(&mut self) {
         self.publisher.0.desk.close(Duration::ZERO);
+        self.publisher.0.desk.end();
     }
 }
 
@@ -200,9 +227,10 @@ pub struct Publisher(Arc<Inner>);
 
 struct Inner {
     context: Context,
+    /// Detections are worth a place on disk.
+    durable: bool,
     topics: Topics,
-    metrics: Metrics,
-    lanes: Mutex<HashMap<CameraId, Arc<Lane>>>,
+    lanes: Lanes,
     quiet: Mutex<Quiet>,
     desk: Arc<Desk>,
     health: Arc<Health>,
@@ -216,13 +244,14 @@ impl Publisher {
         let payload = payload::looked(looked, &self.0.context);
         let size = lane.topic.len() + payload.len() + PACKET_OVERHEAD;
         if size > MAX_PACKET {
-            lane.dropped.add();
+            lane.drop_one(Why::Large);
             let line = format!("detections of camera {camera} are too large for a message; must be at most {MAX_PACKET} bytes");
             self.warn(&line, &format!("seq {} has {size} bytes", looked.seq));
             return;
         }
-        let dropped = self.0.desk.lock().record(&lane, payload);
+        let dropped = self.0.desk.lock().record(&lane, payload, self.0.durable);
         self.0.desk.bell.notify_one();
+        self.0.desk.nudge();
         if dropped > 0 {
             self.warn("the queue for the broker is full: the oldest detections are dropped", &format!("camera {camera}"));
         }
@@ -242,20 +271,33 @@ impl Publisher {
     }
 
     fn lane(&self, camera: &CameraId) -> Arc<Lane> {
-        let Inner { lanes, topics, metrics, .. } = &*self.0;
-        let mut lanes = lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || {
-            let (published, dropped) =
-                (metrics.counter("mqtt_published", camera.as_str()), metrics.counter("mqtt_dropped", camera.as_str()));
-            Arc::new(Lane { topic: topics.detections(camera), published, dropped })
-        };
-        lanes.entry(camera.clone()).or_insert_with(new).clone()
+        self.0.lanes.of(&self.0.topics.detections(camera))
     }
 
     fn warn(&self, line: &str, detail: &str) {
         if self.0.quiet.lock().unwrap_or_else(PoisonError::into_inner).lets(line, Instant::now()) {
             tracing::warn!("{line} ({detail})");
         }
+    }
+}
+
+/// Every lane by its topic, made when it is first asked for. Clones share them.
+#[derive(Clone)]
+struct Lanes {
+    metrics: Metrics,
+    known: Arc<Mutex<HashMap<String, Arc<Lane>>>>,
+}
+
+impl Lanes {
+    fn new(metrics: &Metrics) -> Self {
+        Self { metrics: metrics.clone(), known: Arc::default() }
+    }
+
+    /// The lane of `P/<camera>/…`; of a topic from before another prefix, too.
+    fn of(&self, topic: &str) -> Arc<Lane> {
+        let camera = topic.rsplit('/').nth(1).unwrap_or_default();
+        let new = || Arc::new(Lane::new(topic.to_owned(), camera, &self.metrics));
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).entry(topic.to_owned()).or_insert_with(new).clone()
     }
 }
 
@@ -276,6 +318,8 @@ mod tests {
             qos: 1,
             tls: None,
             client_id: "palisade-1".to_owned(),
+            durable: Durable::All,
+            state_dir: None,
         }
     }
 

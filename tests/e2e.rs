@@ -16,7 +16,7 @@ fn config(uri: &str, broker: &Broker, more: &str) -> String {
     format!(
         "[model]\npath = {:?}\n[[camera]]\nid = \"street\"\nuri = {uri:?}\nlabels = {LABELS:?}\ninterval = 0.5\n{more}\n\
          [output.snapshots]\ndir = \"snapshots\"\n[output.file]\npath = \"{{camera}}.mp4\"\n\
-         [mqtt]\nhost = \"127.0.0.1\"\nport = {}\n",
+         [mqtt]\nhost = \"127.0.0.1\"\nport = {}\nstate_dir = \"state\"\n",
         repository("samples/demo-model"),
         broker.port()
     )
@@ -293,4 +293,37 @@ fn pipelines_that_hang_end_the_daemon_for_the_service_manager_to_start_anew() {
     assert!(daemon.log().contains("4 pipelines hang"), "{}", daemon.log());
     assert!(daemon.has_told("WATCHDOG=1"));
     subscriber.wait_text("palisade/status", "offline");
+}
+
+/// Without a broker, killed without a word: what was found until a moment before is told by the next start.
+#[test]
+fn detections_outlive_a_daemon_that_is_killed() {
+    let folder = tempdir().unwrap();
+    let mut broker = Broker::start();
+    let subscriber = Subscriber::durable(&broker, "palisade/+/detections");
+    broker.stop();
+    let settings = config(&clip(), &broker, "loop = true");
+    let mut daemon = Daemon::start(folder.path(), &settings);
+    daemon.ready();
+    eventually("some frames are looked at", || pictures(folder.path()) >= 8);
+    // Groups go to the disk each 200 ms.
+    std::thread::sleep(Duration::from_millis(600));
+    daemon.signal("KILL");
+    daemon.wait(Duration::from_secs(10));
+    broker.restart();
+    let mut daemon = Daemon::start(folder.path(), &settings);
+    daemon.ready();
+    subscriber.wait_for("the first run's detections", |messages| {
+        let seqs = |run: &Value| {
+            messages.iter().map(|m| m.json()).filter(|m| m["run"] == *run).map(|m| m["seq"].as_u64().unwrap()).collect::<Vec<_>>()
+        };
+        messages.first().is_some_and(|first| {
+            let run = first.json()["run"].clone();
+            let first = seqs(&run);
+            // In order, from the first one on, and those of the second run behind them.
+            first.starts_with(&[1, 2, 3, 4, 5, 6, 7, 8]) && messages.iter().any(|m| m.json()["run"] != run)
+        })
+    });
+    daemon.signal("TERM");
+    assert!(daemon.wait(Duration::from_secs(10)).success(), "{}", daemon.log());
 }

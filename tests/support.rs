@@ -10,3 +10,4 @@ pub mod rtsp;
 pub mod snapshot;
 pub mod source;
 pub mod truth;
+pub mod wire;

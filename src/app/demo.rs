@@ -34,6 +34,8 @@ pub fn run(samples: &Path, out: PathBuf, children: &Children, shutdown: &Shutdow
     // The video of an earlier demo would make this one's take another name.
     let video = out.join(format!("{CAMERA}.mp4"));
     fs::remove_file(&video).ok();
+    // What waited for an earlier one's broker would be told as this one's.
+    fs::remove_dir_all(out.join("state")).ok();
     let port = free_port()?;
     let file = write_config(samples, &out, port)?;
     let config = check::load(&file).map_err(|faults| Error::new(Kind::Config, faults.to_string()))?;
@@ -66,7 +68,8 @@ fn write_config(samples: &Path, out: &Path, port: u16) -> Result<PathBuf> {
          [[camera]]\nid = \"{CAMERA}\"\nuri = {clip}\nlabels = {LABELS:?}\ninterval = 0.25\n\n\
          [output.snapshots]\ndir = {snapshots}\nkeep = 200\n\n\
          [output.file]\npath = {video}\n\n\
-         [mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n",
+         [mqtt]\nhost = \"127.0.0.1\"\nport = {port}\nstate_dir = {state}\n",
+        state = quoted(std::path::absolute(out.join("state")).unwrap_or_else(|_| out.join("state"))),
         model = quoted(samples.join("demo-model")),
         clip = quoted(samples.join("street.mp4")),
         snapshots = quoted(out.join("snapshots")),

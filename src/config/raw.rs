@@ -12,11 +12,14 @@ use crate::base::redact::SecretString;
 use crate::config::reader::{At, Document, Fault, Section};
 use crate::config::scores;
 use crate::config::{
-    Checks, Config, CustomConfig, Device, Dtype, FileConfig, LogConfig, LogFormat, ModelConfig, ModelSource, MqttConfig, OutputConfig,
-    RtspConfig, SnapshotConfig, TlsConfig,
+    Checks, Config, CustomConfig, Device, Dtype, Durable, FileConfig, LogConfig, LogFormat, ModelConfig, ModelSource, MqttConfig,
+    OutputConfig, RtspConfig, SnapshotConfig, TlsConfig,
 };
 
 const DAY: f64 = 86_400.0;
+
+/// Where state is kept: the service's state folder.
+const STATE_DIR: &str = "/var/lib/palisade";
 
 /// Reads an environment variable; a parameter, so that tests need not touch the process's own.
 type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
@@ -257,7 +260,8 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
     if control.value {
         section.fault("control", control.offset, "is true; this version takes no commands over MQTT yet, must be false");
     }
-    section.text("state_dir");
+    let state_dir = section.text("state_dir").map(|text| PathBuf::from(text.value));
+    let durable = section.choice("durable", &[("all", Durable::All), ("events", Durable::Events), ("none", Durable::None)], Durable::All);
     let client_id = section.text("client_id").map(|text| text.value);
     section.finish();
     Some(MqttConfig {
@@ -269,6 +273,8 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
         qos,
         tls,
         client_id: client_id.unwrap_or_else(|| format!("palisade-{}", uuid::Uuid::new_v4().simple())),
+        durable,
+        state_dir: Some(state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR))),
     })
 }
 

@@ -124,6 +124,7 @@ impl Link {
             };
             if let Some(item) = done {
                 self.parts.desk.lock().acked(item);
+                self.parts.desk.nudge();
                 self.backoff.reset();
                 self.refusals.reset();
             }
@@ -193,6 +194,7 @@ impl Link {
             }
             window.submitted(message.item, Instant::now());
         }
+        self.parts.desk.nudge();
         Ok(())
     }
 

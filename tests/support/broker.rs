@@ -176,6 +176,8 @@ impl Broker {
             qos: 1,
             tls: self.setup.tls.then(|| TlsConfig { ca_file: Some(self.path("ca.pem")) }),
             client_id: client_id.to_owned(),
+            durable: palisade::config::Durable::All,
+            state_dir: None,
         }
     }
 

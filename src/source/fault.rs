@@ -85,6 +85,11 @@ impl Interpreter {
         Fault { reason: format!("{} has no video", self.place()), retry: Retry::Soon }
     }
 
+    /// For a file that came to its end without a picture.
+    pub fn empty(&self) -> Fault {
+        Fault { reason: format!("{} ended without a picture; is it whole?", self.place()), retry: Retry::Soon }
+    }
+
     fn place(&self) -> String {
         if self.uri.is_empty() { "the fragment".to_owned() } else { redact::uri(&self.uri) }
     }

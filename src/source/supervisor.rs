@@ -233,7 +233,8 @@ impl Supervisor {
             match ended {
                 // A file that showed its pictures has ended well, whatever a decoder warned of on the way.
                 Some(Ended::Eos) if self.watch.live || pulse.frames == 0 => {
-                    return told(tap).or_else(|| listener.reason()).map_or(Ended::Eos, Ended::Lost);
+                    let empty = || (!self.watch.live).then(|| interpreter.empty());
+                    return told(tap).or_else(|| listener.reason()).or_else(empty).map_or(Ended::Eos, Ended::Lost);
                 }
                 // What could not be linked is the cause, and the bus tells of its effect.
                 Some(Ended::Lost(fault)) => return Ended::Lost(told(tap).unwrap_or(fault)),

@@ -172,6 +172,8 @@ enum Bench {
     Model(BenchModel),
     /// Measure cameras: processor time, memory, and how fresh and even their frames reach the detector
     Cameras(BenchCameras),
+    /// Measure messages: how many a second a broker on this machine takes, and how long publishing one holds up who does
+    Mqtt(BenchMqtt),
 }
 
 #[derive(Args)]
@@ -196,6 +198,19 @@ struct BenchModel {
     /// A scene that stands still: the answer before is each frame's draft
     #[arg(long)]
     still: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct BenchMqtt {
+    /// Messages to send, each of three objects
+    #[arg(long, default_value_t = 20_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    messages: u32,
+    /// Keep them in memory only
+    #[arg(long)]
+    volatile: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -264,6 +279,7 @@ fn main() -> ExitCode {
         Command::Detect(args) => finish(detect(args)),
         Command::Probe(args) => finish(probe(args).map(|()| 0)),
         Command::Bench { what: Bench::Model(args) } => finish(bench_model(args).map(|()| 0)),
+        Command::Bench { what: Bench::Mqtt(args) } => finish(bench_mqtt(&args).map(|()| 0)),
         Command::Bench { what: Bench::Cameras(args) } => finish(bench_cameras(args).map(|()| 0)),
         Command::Demo { samples, out } => finish(run_demo(&samples, out)),
         Command::Serve(args) => finish(run_serve(args).map(|()| 0)),
@@ -356,6 +372,14 @@ fn bench_model(args: BenchModel) -> Result<()> {
         still: args.still,
         json: args.json,
     })
+}
+
+fn bench_mqtt(args: &BenchMqtt) -> Result<()> {
+    warn_only()?;
+    let (shutdown, children) = (Shutdown::new(), demo::Children::default());
+    let to_end = children.clone();
+    stop_on_signals(&shutdown, move || to_end.end())?;
+    bench::mqtt::run(&bench::mqtt::MqttArgs { messages: args.messages, durable: !args.volatile, json: args.json }, &children, &shutdown)
 }
 
 fn bench_cameras(args: BenchCameras) -> Result<()> {

@@ -265,6 +265,11 @@ impl Publisher {
         self.0.desk.bell.notify_one();
     }
 
+    /// How many records are not on disk yet that are to be.
+    pub fn unsaved(&self) -> usize {
+        self.0.desk.lock().outbox().unsaved_count()
+    }
+
     /// Why there is no link to the broker, in a sentence; `None` while there is one.
     pub fn trouble(&self) -> Option<String> {
         self.0.health.trouble()

@@ -80,7 +80,8 @@ fn write_config(samples: &Path, out: &Path, port: u16) -> Result<PathBuf> {
     Ok(file)
 }
 
-fn free_port() -> Result<u16> {
+/// A port of loopback that nobody listens on.
+pub(super) fn free_port() -> Result<u16> {
     let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
     Ok(bound.context(Kind::Io, || "no port is free on loopback")?.port())
 }
@@ -126,7 +127,8 @@ impl Drop for EndOnDrop {
     }
 }
 
-fn start_broker(children: &Children, out: &Path, port: u16) -> Result<()> {
+/// Starts a mosquitto on loopback, with its files in `out`; up when this returns.
+pub(super) fn start_broker(children: &Children, out: &Path, port: u16) -> Result<()> {
     let file = out.join("mosquitto.conf");
     let text = format!("listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n");
     fs::write(&file, text).context(Kind::Io, || format!("{} cannot be written", file.display()))?;

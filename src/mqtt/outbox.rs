@@ -308,6 +308,11 @@ impl Outbox {
         self.wants_load
     }
 
+    /// How many records the store does not have yet.
+    pub fn unsaved_count(&self) -> usize {
+        self.unsaved().count()
+    }
+
     fn unsaved(&self) -> impl Iterator<Item = &Record> {
         // The newest come last: those that are saved need not be looked at one by one.
         let from = |records: &VecDeque<Record>| records.partition_point(|record| record.number <= self.saved);

@@ -292,6 +292,10 @@ pub struct MqttConfig {
     pub tls: Option<TlsConfig>,
     /// Client id; a unique one by default.
     pub client_id: String,
+    /// Time between two `stats` messages.
+    pub stats_interval: Duration,
+    /// First level(s) of Home Assistant's discovery topics; `None`: no discovery.
+    pub discovery_prefix: Option<String>,
 }
 
 /// Encryption of the broker connection.

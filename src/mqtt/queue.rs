@@ -108,6 +108,11 @@ impl Ring {
         self.records.is_empty()
     }
 
+    /// Records that wait for the broker or its acknowledgement, and their bytes of topic and payload.
+    pub fn depth(&self) -> (usize, usize) {
+        (self.records.len(), self.bytes)
+    }
+
     /// Gives up everything left, counts it as dropped, and says how much it was.
     pub fn abandon(&mut self) -> usize {
         let left = self.records.len();

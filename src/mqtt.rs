@@ -314,7 +314,7 @@ impl Publisher {
         let birth = self.0.discovery.as_ref().is_some_and(|prefix| discovery::birth_topic(prefix) == message.topic);
         // An old message says nothing new: whoever connects publishes everything anyway.
         if birth && !message.retain && message.payload == discovery::BIRTH {
-            tracing::info!("Home Assistant has started; all state is published once more");
+            tracing::debug!("Home Assistant has started: all state is published once more");
             self.0.desk.lock().again();
             self.0.desk.bell.notify_one();
         }

@@ -26,7 +26,7 @@ use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig};
 use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
 use crate::gate::Gate;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
-use crate::mqtt::{self, Mqtt, Publisher};
+use crate::mqtt::{self, Mqtt, Publisher, Watched};
 use crate::sink::snapshot::SnapshotSink;
 use crate::sink::video::{CustomSink, FileSink, RtspSink};
 use crate::sink::{Fanout, Sink};
@@ -59,7 +59,7 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     let ids: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
     let sinks = open_sinks(&config.output, &ids, metrics)?;
     let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
-    let mqtt = start_mqtt(&config, &ids, &model, metrics)?;
+    let mqtt = start_mqtt(&config, &model, metrics)?;
     let daemon = Daemon::start(config, sinks, &model, mqtt, shutdown, metrics)?;
     systemd::ready();
     systemd::status(&format!("watching {} cameras with {}", ids.len(), model.name()));
@@ -124,10 +124,12 @@ fn read_model(config: &ModelConfig, shutdown: &Shutdown) -> Result<PaliGemma> {
     Ok(model)
 }
 
-fn start_mqtt(config: &Config, cameras: &[CameraId], model: &PaliGemma, metrics: &Metrics) -> Result<Option<Mqtt>> {
+fn start_mqtt(config: &Config, model: &PaliGemma, metrics: &Metrics) -> Result<Option<Mqtt>> {
     let Some(mqtt) = config.mqtt.clone() else { return Ok(None) };
     let context = mqtt::Context { model: model.name().to_owned(), run: uuid::Uuid::new_v4() };
-    mqtt::start(mqtt, cameras, context, metrics).map(Some)
+    let watched = |camera: &CameraConfig| Watched { id: camera.id.clone(), prompt: camera.prompt.clone(), enabled: camera.enabled };
+    let cameras: Vec<Watched> = config.cameras.iter().map(watched).collect();
+    mqtt::start(mqtt, &cameras, context, metrics).map(Some)
 }
 
 /// The running stages, in the order of the data.

@@ -296,6 +296,10 @@ pub struct MqttConfig {
     pub durable: Durable,
     /// Where it is kept; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
+    /// Time between two `stats` messages.
+    pub stats_interval: Duration,
+    /// First level(s) of Home Assistant's discovery topics; `None`: no discovery.
+    pub discovery_prefix: Option<String>,
 }
 
 /// Which messages are kept on disk until the broker has them.

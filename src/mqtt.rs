@@ -1,19 +1,24 @@
 //! Floor 3: detections and states are published over MQTT 3.1.1, at least once, whatever the broker does meanwhile.
 //!
 //! ```text
-//! Publisher (any thread, never blocks) → payload → Desk { newest status per camera, outbox } → link (thread "mqtt") → broker
-//!                                                                    ⇅
-//!                                                         keeper (thread "outbox") → store on disk
+//! Publisher (any thread, never blocks) → payload → Desk { newest state per topic, outbox } → link (thread "mqtt") → broker
+//!                                                                   ⇅
+//!                                                        keeper (thread "outbox") → store on disk
 //! ```
+//! State is retained: a camera's status, prompt and counts, and Home Assistant's discovery of all these.
 //! A record leaves the outbox when the broker acknowledges it. It is bounded; the oldest go first and are counted in
 //! `mqtt_dropped`, what arrives in `mqtt_published`, each per camera.
 
+mod cameras;
+mod discovery;
 mod health;
 mod keeper;
 mod link;
 mod outbox;
 pub mod payload;
 mod pending;
+mod retained;
+mod stats;
 mod store;
 mod tls;
 mod topic;
@@ -22,7 +27,7 @@ mod window;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rumqttc::{LastWill, MqttOptions, QoS};
@@ -35,14 +40,17 @@ use crate::base::thread::{self, Thread};
 use crate::config::{Durable, MqttConfig, TlsConfig};
 use crate::types::{CameraId, CameraState, CameraStatus, Looked};
 
+use cameras::{Cameras, Payloads};
 use health::Health;
-use link::{Link, Parts};
+use link::{Incoming, Link, Parts};
 use outbox::{Lane, Limits, Why};
 use pending::{Desk, Pending};
+use retained::Stage;
 use store::Bounds;
 use topic::Topics;
 use trouble::Quiet;
 
+pub use cameras::Watched;
 pub use payload::Context;
 
 /// What waits in memory: at five looks a second over three minutes without a broker.
@@ -94,7 +102,7 @@ pub struct Mqtt {
 ///
 /// # Errors
 /// When the configuration cannot be used: topic prefix, QoS, or a CA file that is no certificate.
-pub fn start(config: MqttConfig, cameras: &[CameraId], context: Context, metrics: &Metrics) -> Result<Mqtt> {
+pub fn start(config: MqttConfig, cameras: &[Watched], context: Context, metrics: &Metrics) -> Result<Mqtt> {
     start_with(config, cameras, context, metrics, Patience::default())
 }
 
@@ -102,19 +110,29 @@ pub fn start(config: MqttConfig, cameras: &[CameraId], context: Context, metrics
 ///
 /// # Errors
 /// As `start`.
-pub fn start_with(config: MqttConfig, cameras: &[CameraId], context: Context, metrics: &Metrics, patience: Patience) -> Result<Mqtt> {
+pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, metrics: &Metrics, patience: Patience) -> Result<Mqtt> {
     let topics = Topics::new(&config.topic_prefix);
     let options = options(&config, &topics, patience)?;
     let qos = rumqttc::qos(config.qos).map_err(|_| Error::new(Kind::Config, format!("mqtt.qos is {}; must be 0, 1 or 2", config.qos)))?;
     let desk = Arc::new(Desk::new(Pending::new(topics.status(), LIMITS)));
     let health = Arc::new(Health::new());
-    let durable = config.durable == Durable::All;
-    let inner = Inner { context, durable, topics, lanes: Lanes::new(metrics), quiet: Mutex::default(), desk, health };
-    let publisher = Publisher(Arc::new(inner));
+    let publisher = Publisher(Arc::new(Inner {
+        context,
+        durable: config.durable == Durable::All,
+        topics,
+        metrics: metrics.clone(),
+        discovery: config.discovery_prefix.clone(),
+        cameras: Mutex::default(),
+        lanes: Lanes::new(metrics),
+        quiet: Mutex::default(),
+        desk,
+        health,
+    }));
     for camera in cameras {
-        publisher.lane(camera);
+        publisher.lane(&camera.id);
         let (state, reason, since) = (CameraState::Connecting, String::new(), Utc::now());
-        publisher.camera_status(&CameraStatus { camera: camera.clone(), state, reason, since, fps: 0.0 });
+        publisher.camera_status(&CameraStatus { camera: camera.id.clone(), state, reason, since, fps: 0.0 });
+        publisher.watch(camera);
     }
     warn_of_clear_text(&config);
     let keeper = match config.state_dir.clone().filter(|_| config.durable != Durable::None) {
@@ -132,6 +150,10 @@ pub fn start_with(config: MqttConfig, cameras: &[CameraId], context: Context, me
         desk: publisher.0.desk.clone(),
         health: publisher.0.health.clone(),
         connects: metrics.counter("mqtt_connects", "broker"),
+        subscriptions: config.discovery_prefix.iter().map(|prefix| discovery::birth_topic(prefix)).collect(),
+        inbox: Box::new(incoming(publisher.clone())),
+        stats_interval: config.stats_interval,
+        stats: Box::new(figures(publisher.clone())),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -146,6 +168,14 @@ pub fn start_with(config: MqttConfig, cameras: &[CameraId], context: Context, me
         runtime.shutdown_timeout(Duration::from_millis(100));
     })?;
     Ok(Mqtt { publisher, thread: Some(thread), keeper })
+}
+
+fn incoming(publisher: Publisher) -> impl Fn(Incoming<'_>) + Send {
+    move |message| publisher.incoming(message)
+}
+
+fn figures(publisher: Publisher) -> impl Fn() -> (String, Vec<u8>) + Send {
+    move || publisher.stats()
 }
 
 /// Whether the broker's encryption can be set up; connects to nothing.
@@ -196,10 +226,10 @@ impl Mqtt {
         self.publisher.clone()
     }
 
-    /// Takes nothing more in, delivers what waits, publishes `offline`, disconnects and joins. After `grace` the
+    /// Takes nothing more in, sets the counts to zero, delivers what waits, publishes `offline`, disconnects and joins. After `grace` the
     /// connection is broken off instead, what is left is dropped and counted, and the broker publishes the last will.
     pub fn finish(mut self, grace: Duration) {
-        self.publisher.0.desk.close(grace);
+        self.publisher.end(grace);
         if let Some(thread) = self.thread.take()
             && !thread.join_until(Instant::now() + grace + Duration::from_millis(1500))
         {
@@ -216,7 +246,7 @@ impl Mqtt {
 
 impl Drop for Mqtt {
     fn drop(&mut self) {
-        self.publisher.0.desk.close(Duration::ZERO);
+        self.publisher.0.desk.close(Duration::ZERO, Payloads::new());
         self.publisher.0.desk.end();
     }
 }
@@ -230,6 +260,10 @@ struct Inner {
     /// Detections are worth a place on disk.
     durable: bool,
     topics: Topics,
+    metrics: Metrics,
+    /// Home Assistant's first topic level; `None`: it is told nothing.
+    discovery: Option<String>,
+    cameras: Mutex<Cameras>,
     lanes: Lanes,
     quiet: Mutex<Quiet>,
     desk: Arc<Desk>,
@@ -237,9 +271,11 @@ struct Inner {
 }
 
 impl Publisher {
-    /// Queues the `detections` object of an analysed frame, in the order of the calls.
+    /// Queues the `detections` object of an analysed frame, in the order of the calls, and publishes the counts that it
+    /// changed.
     pub fn looked(&self, looked: &Looked) {
         let camera = &looked.frame.camera;
+        self.counted(looked);
         let lane = self.lane(camera);
         let payload = payload::looked(looked, &self.0.context);
         let size = lane.topic.len() + payload.len() + PACKET_OVERHEAD;
@@ -259,10 +295,24 @@ impl Publisher {
 
     /// Publishes a camera's state, retained. While the broker is away only the newest is kept.
     pub fn camera_status(&self, status: &CameraStatus) {
+        self.cameras().rate(&status.camera, status.fps);
         let topic = self.0.topics.camera_status(&status.camera);
-        let payload = payload::camera_status(status);
-        self.0.desk.lock().status(&status.camera, topic, payload);
-        self.0.desk.bell.notify_one();
+        self.retain(Stage::State, vec![(topic, payload::camera_status(status))]);
+    }
+
+    /// Publishes what a camera is asked and whether it is looked at, retained, with zeros for labels that are new. May be
+    /// called again when that changes: counts and entities of labels no longer asked for are then cleared.
+    pub fn watch(&self, watched: &Watched) {
+        let Inner { topics, context, discovery, .. } = &*self.0;
+        let mut cameras = self.cameras();
+        let state = cameras.watch(watched, topics);
+        if let Some(prefix) = discovery {
+            let (labels, gone) = cameras.labels(&watched.id);
+            let device = discovery::Device { camera: &watched.id, topics, model: &context.model, labels, gone: &gone };
+            let topic = discovery::topic(prefix, topics, &watched.id);
+            self.retain(Stage::Discovery, vec![(topic, discovery::config(&device))]);
+        }
+        self.retain(Stage::State, state);
     }
 
     /// How many records are not on disk yet that are to be.
@@ -273,6 +323,51 @@ impl Publisher {
     /// Why there is no link to the broker, in a sentence; `None` while there is one.
     pub fn trouble(&self) -> Option<String> {
         self.0.health.trouble()
+    }
+
+    fn counted(&self, looked: &Looked) {
+        // Held until they are on the desk, so that what is counted later is also published later.
+        let mut cameras = self.cameras();
+        let changed = cameras.looked(&looked.frame.camera, &looked.answer.detections, &self.0.topics);
+        self.retain(Stage::State, changed);
+    }
+
+    fn retain(&self, stage: Stage, payloads: Payloads) {
+        for (topic, payload) in payloads {
+            let size = topic.len() + payload.len() + PACKET_OVERHEAD;
+            if size > MAX_PACKET {
+                self.warn(&format!("{topic} is too large for a message; must be at most {MAX_PACKET} bytes"), &format!("it has {size}"));
+                continue;
+            }
+            self.0.desk.lock().retain(stage, topic, payload);
+        }
+        self.0.desk.bell.notify_one();
+    }
+
+    /// Home Assistant forgets what it was told when it starts, and says so when it is there.
+    fn incoming(&self, message: Incoming<'_>) {
+        let birth = self.0.discovery.as_ref().is_some_and(|prefix| discovery::birth_topic(prefix) == message.topic);
+        // An old message says nothing new: whoever connects publishes everything anyway.
+        if birth && !message.retain && message.payload == discovery::BIRTH {
+            tracing::debug!("Home Assistant has started: all state is published once more");
+            self.0.desk.lock().again();
+            self.0.desk.bell.notify_one();
+        }
+    }
+
+    fn stats(&self) -> (String, Vec<u8>) {
+        let depth = self.0.desk.lock().depth();
+        (self.0.topics.stats(), stats::stats(&self.cameras(), &self.0.metrics, depth, Utc::now()))
+    }
+
+    fn end(&self, grace: Duration) {
+        let mut cameras = self.cameras();
+        let zeros = cameras.end(&self.0.topics);
+        self.0.desk.close(grace, zeros);
+    }
+
+    fn cameras(&self) -> MutexGuard<'_, Cameras> {
+        self.0.cameras.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lane(&self, camera: &CameraId) -> Arc<Lane> {
@@ -325,6 +420,8 @@ mod tests {
             client_id: "palisade-1".to_owned(),
             durable: Durable::All,
             state_dir: None,
+            stats_interval: Duration::from_secs(60),
+            discovery_prefix: None,
         }
     }
 

@@ -14,4 +14,4 @@ pub use frame::{Frame, Looked, TimeSource};
 pub use luma::{Luma, Plane};
 pub use min_score::MinScore;
 pub use model::{Device, Dtype, ModelSource};
-pub use prompt::{Prompt, slug};
+pub use prompt::Prompt;

@@ -3,6 +3,7 @@
 
 mod durable;
 mod outage;
+mod state;
 
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use palisade::base::clock::Utc;
 use palisade::base::metrics::Metrics;
 use palisade::config::{MqttConfig, TlsConfig};
-use palisade::mqtt::{self, Context, Mqtt, Patience, Publisher};
+use palisade::mqtt::{self, Context, Mqtt, Patience, Publisher, Watched};
 use palisade::types::{Answer, Box01, CameraId, CameraState, CameraStatus, Detection, Finish, Frame, Looked, Prompt, Rejected, TimeSource};
 use serde_json::json;
 
@@ -39,7 +40,11 @@ fn start(config: MqttConfig, metrics: &Metrics) -> Mqtt {
 
 fn start_with(config: MqttConfig, metrics: &Metrics, patience: Patience) -> Mqtt {
     let context = Context { model: "test/model@main".to_owned(), run: RUN };
-    mqtt::start_with(config, &[camera("street"), camera("yard")], context, metrics, patience).unwrap()
+    mqtt::start_with(config, &[watched("street"), watched("yard")], context, metrics, patience).unwrap()
+}
+
+fn watched(id: &str) -> Watched {
+    Watched { id: camera(id), prompt: Prompt::new("detect cat ; dog").unwrap(), enabled: true }
 }
 
 fn looked(id: &str, seq: u64, raw: &str) -> Looked {
@@ -107,17 +112,22 @@ fn states_come_before_online_are_retained_and_offline_is_said_at_the_end() {
     let mqtt = start(broker.config("states"), &Metrics::new());
     early.wait_text("palisade/status", "online");
     let topics: Vec<String> = early.messages().into_iter().map(|message| message.topic).collect();
-    assert_eq!(topics, ["palisade/street/status", "palisade/yard/status", "palisade/status"]);
+    let each = |id: &str| ["status", "prompt/state", "detect/state", "count/cat", "count/dog"].map(|what| format!("palisade/{id}/{what}"));
+    let expected = [each("street").as_slice(), &each("yard"), &["palisade/status".to_owned()]].concat();
+    assert_eq!(topics, expected);
     assert_eq!(early.on("palisade/yard/status")[0].json()["state"], "connecting");
 
     mqtt.publisher().camera_status(&running("yard", 4.9));
-    let expected = r#"{"state":"running","reason":"","since":"1970-01-01T00:00:00.000Z","fps":4.9}"#;
-    early.wait_text("palisade/yard/status", expected);
+    let running_now = r#"{"state":"running","reason":"","since":"1970-01-01T00:00:00.000Z","fps":4.9}"#;
+    early.wait_text("palisade/yard/status", running_now);
 
     let late = Subscriber::new(&broker, "palisade/#");
-    late.wait_for("three retained states", |messages| messages.len() == 3);
+    late.wait_for("every retained state", |messages| messages.len() == expected.len());
     assert!(late.messages().iter().all(|message| message.retain), "{:?}", late.messages());
-    assert_eq!((late.on("palisade/yard/status")[0].text().as_str(), late.on("palisade/status")[0].text().as_str()), (expected, "online"));
+    assert_eq!(
+        (late.on("palisade/yard/status")[0].text().as_str(), late.on("palisade/status")[0].text().as_str()),
+        (running_now, "online")
+    );
 
     mqtt.finish(LONG);
     early.wait_text("palisade/status", "offline");

@@ -247,7 +247,7 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
     let port = port(&mut section);
     let username = section.text("username").map(|text| text.value);
     let password = password(&mut section, Some("PALISADE_MQTT_PASSWORD"), outside);
-    let topic_prefix = topic_prefix(&mut section);
+    let topic_prefix = topic_levels(&mut section, "topic_prefix", "palisade");
     let qos = section.integer("qos", 0..=2, 1) as u8;
     let encrypted = section.flag("tls", false).value;
     let ca_file = section.text("ca_file");
@@ -262,6 +262,13 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
     }
     let state_dir = section.text("state_dir").map(|text| PathBuf::from(text.value));
     let durable = section.choice("durable", &[("all", Durable::All), ("events", Durable::Events), ("none", Durable::None)], Durable::All);
+    let stats_interval = Duration::from_secs_f64(section.number("stats_interval", 1.0..=DAY, 60.0));
+    let discovery = section.flag("discovery", true).value;
+    let discovery_prefix = topic_levels(&mut section, "discovery_prefix", "homeassistant").filter(|_| discovery);
+    if discovery_prefix.is_some() && discovery_prefix == topic_prefix {
+        let offset = section.offset_of("topic_prefix");
+        section.fault("topic_prefix", offset, "is discovery_prefix too; must be another, as both have a topic status below");
+    }
     let client_id = section.text("client_id").map(|text| text.value);
     section.finish();
     Some(MqttConfig {
@@ -275,6 +282,8 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
         client_id: client_id.unwrap_or_else(|| format!("palisade-{}", uuid::Uuid::new_v4().simple())),
         durable,
         state_dir: Some(state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR))),
+        stats_interval,
+        discovery_prefix,
     })
 }
 
@@ -282,14 +291,14 @@ fn port(section: &mut Section<'_, '_>) -> Option<u16> {
     u16::try_from(section.integer("port", 1..=65_535, 0)).ok().filter(|port| *port != 0)
 }
 
-fn topic_prefix(section: &mut Section<'_, '_>) -> Option<String> {
-    let Some(text) = section.text("topic_prefix") else { return Some("palisade".to_owned()) };
+fn topic_levels(section: &mut Section<'_, '_>, key: &'static str, default: &str) -> Option<String> {
+    let Some(text) = section.text(key) else { return Some(default.to_owned()) };
     let level = |level: &str| !level.is_empty() && !level.contains(['+', '#']) && !level.chars().any(char::is_control);
     if text.value.split('/').all(level) && !text.value.starts_with('$') && text.value.len() <= 200 {
         return Some(text.value);
     }
     section.fault(
-        "topic_prefix",
+        key,
         text.offset,
         &format!("is {:?}; must be topic levels without + or #, not beginning with $, no / at either end", text.value),
     );

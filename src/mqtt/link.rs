@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, QoS};
+use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, QoS, SubscribeReasonCode};
 use tokio::time::{sleep_until, timeout};
 
 use crate::base::backoff::Backoff;
@@ -29,7 +29,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// How to reach the broker, who we are, and the last will.
     pub options: MqttOptions,
-    /// QoS of records; all else is sent with QoS 1.
+    /// QoS of records; figures are sent with QoS 0, all else with QoS 1.
     pub qos: QoS,
     /// `host:port`, for sentences.
     pub broker: String,
@@ -41,6 +41,25 @@ pub struct Parts {
     pub health: Arc<Health>,
     /// Connections made.
     pub connects: Counter,
+    /// Topic filters to subscribe to on each connection; few.
+    pub subscriptions: Vec<String>,
+    /// Takes each message that comes on them; must not block.
+    pub inbox: Box<dyn Fn(Incoming<'_>) + Send>,
+    /// Time between two figures of the moment.
+    pub stats_interval: Duration,
+    /// Makes them: topic and payload.
+    pub stats: Box<dyn Fn() -> (String, Vec<u8>) + Send>,
+}
+
+/// A message from the broker.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming<'m> {
+    /// Where it was published.
+    pub topic: &'m str,
+    /// What it says.
+    pub payload: &'m [u8],
+    /// Whether it is an old one that the broker had kept.
+    pub retain: bool,
 }
 
 /// The link, connected or not.
@@ -53,6 +72,7 @@ pub struct Link {
     told_lost: bool,
     ever: bool,
     tries_since_closing: u32,
+    stats_at: Instant,
 }
 
 impl Link {
@@ -67,6 +87,7 @@ impl Link {
             told_lost: true,
             ever: false,
             tries_since_closing: 0,
+            stats_at: Instant::now() + parts.stats_interval,
             parts,
         }
     }
@@ -97,7 +118,7 @@ impl Link {
         let mut network = NetworkOptions::new();
         network.set_connection_timeout(self.parts.patience.connect.as_secs().max(1));
         network.set_tcp_nodelay(true);
-        let (client, mut events) = AsyncClient::new(self.parts.options.clone(), ROOM + 1);
+        let (client, mut events) = AsyncClient::new(self.parts.options.clone(), ROOM + 1 + self.parts.subscriptions.len());
         events.set_network_options(network);
         let mut window = Window::new(Instant::now());
         let mut connected = false;
@@ -111,6 +132,17 @@ impl Link {
                 Event::Incoming(Packet::ConnAck(_)) => {
                     connected = true;
                     self.up();
+                    self.subscribe(&client)?;
+                    None
+                }
+                Event::Incoming(Packet::SubAck(ack)) => {
+                    if ack.return_codes.contains(&SubscribeReasonCode::Failure) {
+                        self.refused_subscription();
+                    }
+                    None
+                }
+                Event::Incoming(Packet::Publish(message)) => {
+                    (self.parts.inbox)(Incoming { topic: &message.topic, payload: &message.payload, retain: message.retain });
                     None
                 }
                 Event::Outgoing(Outgoing::Publish(pkid)) => window.sent(pkid, Instant::now()),
@@ -157,7 +189,8 @@ impl Link {
                 pending.closing()
             };
             let overdue = window.deadline(self.parts.patience.ack);
-            let next = [closing, overdue].into_iter().flatten().min();
+            let figures = connected.then_some(self.stats_at);
+            let next = [closing, overdue, figures].into_iter().flatten().min();
             let alarm = async {
                 match next {
                     Some(at) => sleep_until(at.into()).await,
@@ -176,6 +209,12 @@ impl Link {
                         let waited = self.parts.patience.ack.as_secs_f64();
                         return Err(Trouble::passing(format!("broker {} acknowledged nothing for {waited:.0} s", self.parts.broker)));
                     }
+                    if figures.is_some_and(|at| at <= now) {
+                        self.stats_at = now + self.parts.stats_interval;
+                        let (topic, payload) = (self.parts.stats)();
+                        desk.lock().stats(topic, payload);
+                        self.pump(client, window)?;
+                    }
                 }
             }
         }
@@ -185,17 +224,29 @@ impl Link {
     fn pump(&self, client: &AsyncClient, window: &mut Window) -> Result<(), Trouble> {
         while window.has_room() {
             let Some(message) = self.parts.desk.lock().next(window.is_idle()) else { break };
-            let qos = if matches!(message.item, Item::Record(_)) { self.parts.qos } else { QoS::AtLeastOnce };
-            // The channel has a place for every message of the window, so this fails only by a defect of ours.
-            if client.try_publish(message.topic, qos, message.retain, message.payload).is_err() {
-                return Err(Trouble::passing(
-                    "a message could not be handed to the MQTT client; this is a defect, please report it".into(),
-                ));
-            }
+            let qos = match message.item {
+                Item::Record(_) => self.parts.qos,
+                Item::Stats => QoS::AtMostOnce,
+                Item::Retained(_) | Item::Online | Item::Offline => QoS::AtLeastOnce,
+            };
+            client.try_publish(message.topic, qos, message.retain, message.payload).map_err(|_| defect())?;
             window.submitted(message.item, Instant::now());
         }
         self.parts.desk.nudge();
         Ok(())
+    }
+
+    /// Before anything is published, so that no answer to it is missed.
+    fn subscribe(&self, client: &AsyncClient) -> Result<(), Trouble> {
+        self.parts.subscriptions.iter().try_for_each(|filter| client.try_subscribe(filter, QoS::AtLeastOnce)).map_err(|_| defect())
+    }
+
+    fn refused_subscription(&mut self) {
+        let (broker, filters) = (&self.parts.broker, self.parts.subscriptions.join(", "));
+        let line = format!("broker {broker} refused a subscription; must let us read {filters}");
+        if self.quiet.lets(&line, Instant::now()) {
+            tracing::warn!("{line}");
+        }
     }
 
     fn up(&mut self) {
@@ -243,6 +294,11 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.parts.health.down("the link has ended");
     }
+}
+
+/// The client's channel has a place for every subscription and every message of the window, so only a defect of ours fills it.
+fn defect() -> Trouble {
+    Trouble::passing("a message could not be handed to the MQTT client; this is a defect, please report it".into())
 }
 
 /// Ends the connection cleanly, so that the last will is not published over `offline` once more.

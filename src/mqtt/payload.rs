@@ -174,7 +174,7 @@ fn millis(took: Duration) -> f64 {
 }
 
 /// `value` with so many decimals; what is no number becomes 0, as JSON has no word for it.
-fn rounded(value: f64, decimals: i32) -> f64 {
+pub(super) fn rounded(value: f64, decimals: i32) -> f64 {
     let scale = 10f64.powi(decimals);
     if value.is_finite() { (value * scale).round() / scale } else { 0.0 }
 }

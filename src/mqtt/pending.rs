@@ -1,7 +1,6 @@
-//! Everything that waits for the link, and in what order it goes out on a connection: the newest status of every camera,
-//! then `online`, then changed statuses and the ring of records, last `offline`. Pure; `Desk` puts a lock and a bell on it.
+//! Everything that waits for the link, and in what order it goes out on a connection: all retained state, then `online`,
+//! then changed state, records and the statistics, last `offline`. Pure; `Desk` puts a lock and a bell on it.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use tokio::sync::Notify;
 use crate::base::clock::Utc;
 use crate::mqtt::outbox::{Lane, Limits, Outbox, Why};
 use crate::mqtt::payload::{OFFLINE, ONLINE};
-use crate::types::CameraId;
+use crate::mqtt::retained::{Retained, Stage};
 
 /// For `offline` and its acknowledgement.
 const GOODBYE: Duration = Duration::from_millis(700);
@@ -19,14 +18,16 @@ const GOODBYE: Duration = Duration::from_millis(700);
 /// What a message is to the one who waits for its acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Item {
-    /// A camera's status.
-    Status,
+    /// The retained state of this number.
+    Retained(u64),
     /// The daemon is there.
     Online,
     /// The daemon goes.
     Offline,
     /// The record of this number.
     Record(u64),
+    /// Figures of the moment, worth no second try.
+    Stats,
 }
 
 /// A message for the link to publish.
@@ -42,20 +43,16 @@ pub struct Message {
     pub retain: bool,
 }
 
-#[derive(Debug)]
-struct Status {
-    topic: String,
-    payload: Vec<u8>,
-    /// Whether this very payload was handed to the link on this connection.
-    handed: bool,
-}
-
 /// What waits, and how far this connection has come.
 #[derive(Debug)]
 pub struct Pending {
     status_topic: String,
-    statuses: BTreeMap<CameraId, Status>,
+    retained: Retained,
     outbox: Outbox,
+    /// Topic and payload; only the newest are worth anything, and only now.
+    stats: Option<(String, Vec<u8>)>,
+    /// Whether it is the records' turn: neither they nor state that changes all the time may hold up the other.
+    records_turn: bool,
     online: bool,
     offline: bool,
     /// Set once: when the link must be gone.
@@ -65,14 +62,38 @@ pub struct Pending {
 impl Pending {
     /// Nothing waits yet; `status_topic` is `P/status`.
     pub fn new(status_topic: String, limits: Limits) -> Self {
-        Self { status_topic, statuses: BTreeMap::new(), outbox: Outbox::new(limits), online: false, offline: false, closing: None }
+        Self {
+            status_topic,
+            retained: Retained::default(),
+            outbox: Outbox::new(limits),
+            stats: None,
+            records_turn: false,
+            online: false,
+            offline: false,
+            closing: None,
+        }
     }
 
-    /// A camera's newest status, in place of the one before.
-    pub fn status(&mut self, camera: &CameraId, topic: String, payload: Vec<u8>) {
+    /// A topic's newest retained payload, in place of the one before; an empty one clears the topic.
+    pub fn retain(&mut self, stage: Stage, topic: String, payload: Vec<u8>) {
         if self.closing.is_none() {
-            self.statuses.insert(camera.clone(), Status { topic, payload, handed: false });
+            self.retained.put(stage, topic, payload);
         }
+    }
+
+    /// All retained state goes out once more.
+    pub fn again(&mut self) {
+        self.retained.rewind();
+    }
+
+    /// The newest figures; they are gone when the link is.
+    pub fn stats(&mut self, topic: String, payload: Vec<u8>) {
+        self.stats = Some((topic, payload));
+    }
+
+    /// Records that wait, and their bytes.
+    pub fn depth(&self) -> (usize, usize) {
+        self.outbox.waiting()
     }
 
     /// A record; returns how many had to go for it. Once closing it is itself dropped and counted.
@@ -91,13 +112,18 @@ impl Pending {
 
     /// The next message on this connection, if any; `idle` says that all handed out before are acknowledged.
     pub fn next(&mut self, idle: bool) -> Option<Message> {
-        if let Some(status) = self.statuses.values_mut().find(|status| !status.handed) {
-            status.handed = true;
-            return Some(Message { item: Item::Status, topic: status.topic.clone(), payload: status.payload.clone(), retain: true });
+        if !std::mem::take(&mut self.records_turn)
+            && let Some(message) = self.changed()
+        {
+            self.records_turn = self.online;
+            return Some(message);
         }
         if !self.online {
             self.online = idle;
             return idle.then(|| self.presence(Item::Online, ONLINE));
+        }
+        if let Some((topic, payload)) = self.stats.take() {
+            return Some(Message { item: Item::Stats, topic, payload, retain: false });
         }
         if self.may_hand_out()
             && let Some(record) = self.outbox.next()
@@ -105,9 +131,17 @@ impl Pending {
             let (topic, payload) = (record.lane.topic.clone(), record.payload.to_vec());
             return Some(Message { item: Item::Record(record.number), topic, payload, retain: false });
         }
+        if let Some(message) = self.changed() {
+            return Some(message);
+        }
         let last = idle && self.closing.is_some() && !self.offline;
         self.offline |= last;
         last.then(|| self.presence(Item::Offline, OFFLINE))
+    }
+
+    fn changed(&mut self) -> Option<Message> {
+        let (number, topic, payload) = self.retained.next()?;
+        Some(Message { item: Item::Retained(number), topic, payload, retain: true })
     }
 
     /// What a disk keeps need not be out before the end: there must be time left for `offline`.
@@ -121,15 +155,18 @@ impl Pending {
 
     /// The broker has it.
     pub fn acked(&mut self, item: Item) {
-        if let Item::Record(number) = item {
-            self.outbox.acked(number);
+        match item {
+            Item::Record(number) => self.outbox.acked(number),
+            Item::Retained(number) => self.retained.acked(number),
+            Item::Online | Item::Offline | Item::Stats => {}
         }
     }
 
-    /// The link is lost: the next connection starts with the statuses and sends every record not acknowledged again.
+    /// The link is lost: the next connection starts with the retained state and sends every record not acknowledged again.
     pub fn rewind(&mut self) {
-        self.statuses.values_mut().for_each(|status| status.handed = false);
-        (self.online, self.offline) = (false, false);
+        self.retained.rewind();
+        self.stats = None;
+        (self.online, self.offline, self.records_turn) = (false, false, false);
         self.outbox.rewind();
     }
 
@@ -200,9 +237,13 @@ impl Desk {
         self.work.notify_all();
     }
 
-    /// Lets what waits go out for `grace`, then the link ends.
-    pub fn close(&self, grace: Duration) {
-        self.lock().close(Instant::now() + grace);
+    /// Puts `last` on the retained topics it names, lets what waits go out for `grace`, then the link ends.
+    pub fn close(&self, grace: Duration, last: Vec<(String, Vec<u8>)>) {
+        let mut pending = self.lock();
+        // Under one lock, so that nothing newer comes between.
+        last.into_iter().for_each(|(topic, payload)| pending.retain(Stage::State, topic, payload));
+        pending.close(Instant::now() + grace);
+        drop(pending);
         self.bell.notify_one();
     }
 }
@@ -214,14 +255,15 @@ mod tests {
     use super::*;
     use crate::base::metrics::Metrics;
 
-    fn pending() -> (Pending, Arc<Lane>, [CameraId; 2]) {
+    fn pending() -> (Pending, Arc<Lane>) {
         let lane = Arc::new(Lane::new("P/a/detections".to_owned(), "a", &Metrics::new()));
-        let cameras = ["a", "b"].map(|id| CameraId::new(id).unwrap());
         let mut pending = Pending::new("P/status".to_owned(), Limits { records: 10, bytes: 1000 });
-        for camera in &cameras {
-            pending.status(camera, format!("P/{camera}/status"), b"connecting".to_vec());
-        }
-        (pending, lane, cameras)
+        ["a", "b"].iter().for_each(|camera| status(&mut pending, camera, "connecting"));
+        (pending, lane)
+    }
+
+    fn status(pending: &mut Pending, camera: &str, state: &str) {
+        pending.retain(Stage::State, format!("P/{camera}/status"), state.into());
     }
 
     fn items(pending: &mut Pending) -> Vec<Item> {
@@ -229,44 +271,75 @@ mod tests {
     }
 
     #[test]
-    fn statuses_come_before_online_and_online_before_records() {
-        let (mut pending, lane, cameras) = pending();
+    fn retained_state_comes_before_online_and_online_before_records() {
+        let (mut pending, lane) = pending();
         pending.record(&lane, vec![1], true);
+        pending.retain(Stage::Discovery, "D/a".to_owned(), vec![1]);
+        assert_eq!(pending.next(true).unwrap().topic, "D/a");
         assert_eq!(pending.next(true).unwrap().topic, "P/a/status");
         assert_eq!(pending.next(false).unwrap().topic, "P/b/status");
-        assert_eq!(pending.next(false), None, "online waits for the acknowledgement of the statuses");
+        assert_eq!(pending.next(false), None, "online waits for the acknowledgement of the state");
         assert_eq!(items(&mut pending), [Item::Online, Item::Record(1)]);
-        pending.status(&cameras[1], "P/b/status".to_owned(), b"running".to_vec());
+        status(&mut pending, "b", "running");
         pending.record(&lane, vec![1], true);
-        assert_eq!(items(&mut pending), [Item::Status, Item::Record(2)]);
+        assert_eq!(items(&mut pending), [Item::Retained(4), Item::Record(2)]);
     }
 
     #[test]
-    fn after_a_loss_all_comes_again_with_the_newest_status() {
-        let (mut pending, lane, cameras) = pending();
+    fn changed_state_and_records_take_turns() {
+        let (mut pending, lane) = pending();
+        items(&mut pending);
+        for camera in ["a", "b"] {
+            status(&mut pending, camera, "running");
+            pending.record(&lane, vec![1], true);
+        }
+        assert_eq!(items(&mut pending), [Item::Retained(3), Item::Record(1), Item::Retained(4), Item::Record(2)]);
+    }
+
+    #[test]
+    fn after_a_loss_all_comes_again_with_the_newest_state() {
+        let (mut pending, lane) = pending();
         pending.record(&lane, vec![1], true);
         pending.record(&lane, vec![2], true);
         items(&mut pending);
-        pending.status(&cameras[0], "P/a/status".to_owned(), b"running".to_vec());
+        status(&mut pending, "a", "running");
         pending.acked(Item::Record(1));
         pending.rewind();
+        assert_eq!(pending.next(true).unwrap().payload, b"connecting");
         assert_eq!(pending.next(true).unwrap().payload, b"running");
-        assert_eq!(items(&mut pending), [Item::Status, Item::Online, Item::Record(2)]);
+        assert_eq!(items(&mut pending), [Item::Online, Item::Record(2)]);
+        pending.again();
+        assert_eq!(items(&mut pending), [Item::Retained(2), Item::Retained(3)], "the state alone, once more");
+    }
+
+    #[test]
+    fn figures_go_out_once_or_never() {
+        let (mut pending, _) = pending();
+        items(&mut pending);
+        pending.stats("P/stats".to_owned(), vec![1]);
+        pending.stats("P/stats".to_owned(), vec![2]);
+        let message = pending.next(false).unwrap();
+        assert_eq!((message.item, message.payload, message.retain), (Item::Stats, vec![2], false));
+        assert_eq!(pending.next(true), None);
+        pending.stats("P/stats".to_owned(), vec![3]);
+        pending.rewind();
+        assert_eq!(items(&mut pending), [Item::Retained(1), Item::Retained(2), Item::Online]);
     }
 
     #[test]
     fn offline_is_last_once_all_is_acknowledged_and_nothing_more_is_taken() {
-        let (mut pending, lane, cameras) = pending();
+        let (mut pending, lane) = pending();
         pending.record(&lane, vec![1], true);
         pending.close(Instant::now());
         assert!(!pending.may_leave());
         assert_eq!(pending.record(&lane, vec![2], true), 1);
-        pending.status(&cameras[0], "P/a/status".to_owned(), b"late".to_vec());
+        status(&mut pending, "a", "late");
         let mut sent = vec![];
         while let Some(message) = pending.next(sent.len() < 4) {
             sent.push(message.item);
         }
-        assert_eq!(sent, [Item::Status, Item::Status, Item::Online, Item::Record(1)], "no offline while something is under way");
+        let expected = [Item::Retained(1), Item::Retained(2), Item::Online, Item::Record(1)];
+        assert_eq!(sent, expected, "no offline while something is under way");
         pending.acked(Item::Record(1));
         assert!(pending.may_leave());
         let last = pending.next(true).unwrap();

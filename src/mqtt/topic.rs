@@ -1,5 +1,6 @@
 //! The names of the topics, in one place. The prefix is checked with the configuration; camera ids are topic-safe by type.
 
+use crate::base::hash::{FNV_OFFSET, fnv1a};
 use crate::types::CameraId;
 
 /// Builds topics below a prefix.
@@ -28,6 +29,39 @@ impl Topics {
     pub fn detections(&self, camera: &CameraId) -> String {
         format!("{}/{camera}/detections", self.prefix)
     }
+
+    /// How many of a label a camera sees: `P/<camera>/count/<label>`.
+    pub fn count(&self, camera: &CameraId, label: &str) -> String {
+        format!("{}/{camera}/count/{}", self.prefix, slug(label))
+    }
+
+    /// What a camera's frames are asked: `P/<camera>/prompt/state`.
+    pub fn prompt_state(&self, camera: &CameraId) -> String {
+        format!("{}/{camera}/prompt/state", self.prefix)
+    }
+
+    /// Whether a camera's frames are looked at: `P/<camera>/detect/state`.
+    pub fn detect_state(&self, camera: &CameraId) -> String {
+        format!("{}/{camera}/detect/state", self.prefix)
+    }
+
+    /// Figures of the moment: `P/stats`.
+    pub fn stats(&self) -> String {
+        format!("{}/stats", self.prefix)
+    }
+
+    /// What this node is called among others on the broker: the prefix as a slug.
+    pub fn node(&self) -> String {
+        slug(&self.prefix)
+    }
+}
+
+/// A label as a topic level: lowercase a-z and 0-9, one `_` for all that stands between them. A label without any of
+/// them is told by eight hexadecimal digits.
+pub fn slug(label: &str) -> String {
+    let label = label.trim().to_lowercase();
+    let words: Vec<&str> = label.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    if words.is_empty() { format!("{:08x}", fnv1a(FNV_OFFSET, label.as_bytes())) } else { words.join("_") }
 }
 
 #[cfg(test)]
@@ -42,5 +76,25 @@ mod tests {
         assert_eq!(topics.status(), "site/north/status");
         assert_eq!(topics.camera_status(&camera), "site/north/street/status");
         assert_eq!(topics.detections(&camera), "site/north/street/detections");
+        assert_eq!(topics.count(&camera, "Traffic Light"), "site/north/street/count/traffic_light");
+        assert_eq!(topics.prompt_state(&camera), "site/north/street/prompt/state");
+        assert_eq!(topics.detect_state(&camera), "site/north/street/detect/state");
+        assert_eq!((topics.stats().as_str(), topics.node().as_str()), ("site/north/stats", "site_north"));
+    }
+
+    #[test]
+    fn a_slug_is_safe_in_a_topic_and_the_same_however_a_label_is_written() {
+        for (label, expected) in [
+            ("cat", "cat"),
+            ("Traffic Light", "traffic_light"),
+            (" traffic-light ", "traffic_light"),
+            ("a/b+#", "a_b"),
+            ("__number  7__", "number_7"),
+            ("größe", "gr_e"),
+        ] {
+            assert_eq!(slug(label), expected, "{label}");
+        }
+        let (horse, upper, dog) = (slug("лошадь"), slug(" ЛОШАДЬ"), slug("собака"));
+        assert!(horse.len() == 8 && horse.bytes().all(|byte| byte.is_ascii_hexdigit()) && horse == upper && horse != dog, "{horse} {dog}");
     }
 }

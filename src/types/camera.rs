@@ -54,6 +54,9 @@ pub enum CameraState {
 }
 
 impl CameraState {
+    /// Every state.
+    pub const ALL: [Self; 6] = [Self::Connecting, Self::Running, Self::Stalled, Self::Backoff, Self::Failed, Self::Disabled];
+
     /// The name used in the MQTT contract.
     pub fn name(self) -> &'static str {
         match self {

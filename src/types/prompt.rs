@@ -71,13 +71,6 @@ impl Prompt {
     }
 }
 
-/// A label as a topic level or file name: lower case, and `_` for all that is no letter or digit.
-pub fn slug(label: &str) -> String {
-    let lower = label.to_lowercase();
-    let mapped: String = lower.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
-    mapped.trim_matches('_').to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,11 +111,5 @@ mod tests {
         }
         assert!(Prompt::from_labels::<&str>(&[]).is_err());
         assert!(Prompt::from_labels(&["cat; dog"]).is_err());
-    }
-
-    #[test]
-    fn slugs_are_topic_safe() {
-        assert_eq!(slug("Traffic Light"), "traffic_light");
-        assert_eq!(slug("a/b+#"), "a_b");
     }
 }

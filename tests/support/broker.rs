@@ -164,7 +164,7 @@ impl Broker {
         self.signal("CONT");
     }
 
-    /// A configuration that reaches it: host, port, login and CA; prefix `palisade`, QoS 1.
+    /// A configuration that reaches it: host, port, login and CA; prefix `palisade`, QoS 1, discovery.
     pub fn config(&self, client_id: &str) -> MqttConfig {
         let (username, password) = self.setup.login.clone().unzip();
         MqttConfig {
@@ -178,6 +178,8 @@ impl Broker {
             client_id: client_id.to_owned(),
             durable: palisade::config::Durable::All,
             state_dir: None,
+            stats_interval: Duration::from_secs(60),
+            discovery_prefix: Some("homeassistant".to_owned()),
         }
     }
 

@@ -14,11 +14,12 @@ use crate::base::error::{Context as _, Error, Kind, Result};
 use crate::base::metrics::{Counter, Latency, Metrics};
 use crate::base::shutdown::Shutdown;
 use crate::config::{Durable, MqttConfig};
-use crate::mqtt::{self, Context, Mqtt};
+use crate::mqtt::{self, Context, Mqtt, Watched};
 use crate::types::{Answer, Box01, CameraId, Detection, Finish, Frame, Looked, Prompt, TimeSource};
 
-/// The one camera's name.
+/// The one camera's name, and what it is asked.
 const CAMERA: &str = "bench";
+const PROMPT: &str = "detect cat ; dog ; car";
 
 /// For a link to end.
 const GRACE: Duration = Duration::from_secs(2);
@@ -122,7 +123,8 @@ impl Bench<'_> {
     }
 
     fn link(&self, port: u16, state: Option<PathBuf>) -> Result<(Mqtt, Counter)> {
-        let (camera, metrics) = (CameraId::new(CAMERA)?, Metrics::new());
+        let metrics = Metrics::new();
+        let camera = Watched { id: CameraId::new(CAMERA)?, prompt: Prompt::new(PROMPT)?, enabled: true };
         let context = Context { model: "bench".to_owned(), run: uuid::Uuid::new_v4() };
         let mqtt = mqtt::start(config(port, state), std::slice::from_ref(&camera), context, &metrics)?;
         Ok((mqtt, metrics.counter("mqtt_published", CAMERA)))
@@ -178,6 +180,8 @@ fn config(port: u16, state_dir: Option<PathBuf>) -> MqttConfig {
         client_id: format!("palisade-bench-{}", uuid::Uuid::new_v4().simple()),
         durable: Durable::All,
         state_dir,
+        stats_interval: Duration::from_secs(60),
+        discovery_prefix: None,
     }
 }
 
@@ -200,7 +204,7 @@ fn looked() -> Result<Looked> {
             image: Arc::new(image::RgbImage::new(64, 48)),
         },
         seq: 1,
-        prompt: Arc::new(Prompt::new("detect cat ; dog ; car")?),
+        prompt: Arc::new(Prompt::new(PROMPT)?),
         answer: Arc::new(Answer {
             raw: "<loc0251><loc0104><loc0893><loc0610> cat ; <loc0251><loc0104><loc0893><loc0610> dog ; <loc0251><loc0104><loc0893><loc0610> car"
                 .to_owned(),

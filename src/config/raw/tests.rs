@@ -239,6 +239,25 @@ fn a_host_is_a_host_and_never_repeated_when_it_is_not() {
 }
 
 #[test]
+fn discovery_and_statistics_have_defaults_and_bounds() {
+    let read =
+        |keys: &str| read(&format!("[model]\npath = \"samples\"\n[mqtt]\nhost = \"h\"\n{keys}{CAMERA}")).map(|config| config.mqtt.unwrap());
+    let plain = read("").unwrap();
+    assert_eq!((plain.discovery_prefix.as_deref(), plain.stats_interval), (Some("homeassistant"), Duration::from_secs(60)));
+    let set = read("discovery_prefix = \"ha/x\"\nstats_interval = 1.5\n").unwrap();
+    assert_eq!((set.discovery_prefix.as_deref(), set.stats_interval), (Some("ha/x"), Duration::from_millis(1500)));
+    assert_eq!(read("discovery = false\ntopic_prefix = \"homeassistant\"\n").unwrap().discovery_prefix, None);
+    for (bad, told) in [
+        ("discovery_prefix = \"a/#\"\n", "mqtt.discovery_prefix is \"a/#\"; must be topic levels"),
+        ("topic_prefix = \"homeassistant\"\n", "mqtt.topic_prefix is discovery_prefix too; must be another"),
+        ("stats_interval = 0.5\n", "mqtt.stats_interval is 0.5; must be in 1"),
+    ] {
+        let faults = read(bad).unwrap_err();
+        assert!(faults.len() == 1 && faults[0].message.starts_with(told), "{faults:?}");
+    }
+}
+
+#[test]
 fn one_camera_at_least_is_enabled() {
     let found = faults(&format!("[model]\npath = \"samples\"\n{CAMERA}enabled = false\n"));
     assert!(found.len() == 1 && found[0].contains("has only disabled ones"), "{found:?}");

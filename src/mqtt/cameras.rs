@@ -1,0 +1,170 @@
+//! What the broker's readers know of each camera: what it is asked, whether it is looked at, and how many of each label
+//! its newest frame shows. Pure: it says what to publish where.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::mqtt::topic::{Topics, slug};
+use crate::types::{CameraId, Detection, Prompt};
+
+/// A camera as its readers are told of it.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// Which camera.
+    pub id: CameraId,
+    /// What its frames are asked.
+    pub prompt: Prompt,
+    /// Whether they are looked at.
+    pub enabled: bool,
+}
+
+/// A label that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// As it was first written.
+    pub name: String,
+    /// As a topic level. Labels that share it are one.
+    pub slug: String,
+}
+
+/// A camera's labels, counts and rate.
+#[derive(Debug, Default)]
+struct Camera {
+    labels: Vec<Label>,
+    /// By slug, one for each label.
+    counts: BTreeMap<String, usize>,
+    /// Slugs of labels that were asked for in this run and are no longer.
+    gone: BTreeSet<String>,
+    fps: f64,
+}
+
+/// Topics with their payloads, in order.
+pub type Payloads = Vec<(String, Vec<u8>)>;
+
+/// Every camera by id.
+#[derive(Debug, Default)]
+pub struct Cameras(BTreeMap<CameraId, Camera>);
+
+impl Cameras {
+    /// Takes in what a camera is asked from now on; returns its state, zeros for labels that are new, and empty payloads
+    /// for those that are gone.
+    pub fn watch(&mut self, watched: &Watched, topics: &Topics) -> Payloads {
+        let id = &watched.id;
+        let camera = self.0.entry(id.clone()).or_default();
+        camera.labels.clear();
+        for name in watched.prompt.labels() {
+            let label = Label { name: name.clone(), slug: slug(name) };
+            if !camera.labels.iter().any(|known| known.slug == label.slug) {
+                camera.labels.push(label);
+            }
+        }
+        let asked: BTreeSet<&String> = camera.labels.iter().map(|label| &label.slug).collect();
+        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut camera.counts).into_iter().partition(|(slug, _)| asked.contains(slug));
+        camera.counts = kept;
+        camera.gone.retain(|slug| !asked.contains(slug));
+        let state = if watched.enabled { "ON" } else { "OFF" };
+        let mut payloads = vec![(topics.prompt_state(id), watched.prompt.text().into()), (topics.detect_state(id), state.into())];
+        for slug in gone.into_keys() {
+            payloads.push((topics.count(id, &slug), Vec::new()));
+            camera.gone.insert(slug);
+        }
+        for label in &camera.labels {
+            if !camera.counts.contains_key(&label.slug) {
+                camera.counts.insert(label.slug.clone(), 0);
+                payloads.push((topics.count(id, &label.slug), b"0".into()));
+            }
+        }
+        payloads
+    }
+
+    /// Takes in what a frame shows; returns the counts that changed. Labels that nobody asked for are left out: they are
+    /// the model's own words.
+    pub fn looked(&mut self, id: &CameraId, detections: &[Detection], topics: &Topics) -> Payloads {
+        let Some(camera) = self.0.get_mut(id) else { return Payloads::new() };
+        let mut found: BTreeMap<String, usize> = BTreeMap::new();
+        detections.iter().for_each(|detection| *found.entry(slug(&detection.label)).or_default() += 1);
+        let mut changed = Payloads::new();
+        for (slug, count) in &mut camera.counts {
+            let now = found.get(slug).copied().unwrap_or_default();
+            if std::mem::replace(count, now) != now {
+                changed.push((topics.count(id, slug), now.to_string().into()));
+            }
+        }
+        changed
+    }
+
+    /// Nothing is seen any more: zeros for all that is not zero.
+    pub fn end(&mut self, topics: &Topics) -> Payloads {
+        let ids: Vec<CameraId> = self.0.keys().cloned().collect();
+        ids.iter().flat_map(|id| self.looked(id, &[], topics)).collect()
+    }
+
+    /// Takes in how many frames a second a camera sends.
+    pub fn rate(&mut self, id: &CameraId, fps: f64) {
+        self.0.entry(id.clone()).or_default().fps = fps;
+    }
+
+    /// Every camera with its newest rate.
+    pub fn rates(&self) -> impl Iterator<Item = (&CameraId, f64)> {
+        self.0.iter().map(|(id, camera)| (id, camera.fps))
+    }
+
+    /// The labels a camera is asked for, and the slugs of those that it was asked for before.
+    pub fn labels(&self, id: &CameraId) -> (&[Label], Vec<&str>) {
+        self.0.get(id).map_or((&[], Vec::new()), |camera| (&camera.labels, camera.gone.iter().map(String::as_str).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use super::*;
+    use crate::types::Box01;
+
+    fn watched(prompt: &str) -> Watched {
+        Watched { id: CameraId::new("a").unwrap(), prompt: Prompt::new(prompt).unwrap(), enabled: true }
+    }
+
+    fn found(labels: &[&str]) -> Vec<Detection> {
+        let locs = [0, 0, 512, 512];
+        let one = |label: &&str| Detection { label: (*label).to_owned(), score: 0.5, locs, box01: Box01::from_locs(locs) };
+        labels.iter().map(one).collect()
+    }
+
+    fn lines(payloads: Payloads) -> Vec<String> {
+        payloads.into_iter().map(|(topic, payload)| format!("{topic}={}", String::from_utf8(payload).unwrap())).collect()
+    }
+
+    #[test]
+    fn every_asked_label_begins_with_zero_and_what_changes_is_told() {
+        let (mut cameras, topics) = (Cameras::default(), Topics::new("P"));
+        let all = lines(cameras.watch(&watched("detect Cat ; traffic light ; cat"), &topics));
+        let expected =
+            ["P/a/prompt/state=detect Cat ; traffic light ; cat", "P/a/detect/state=ON", "P/a/count/cat=0", "P/a/count/traffic_light=0"];
+        assert_eq!(all, expected);
+        let id = watched("x").id;
+        let mut looked = |labels: &[&str]| lines(cameras.looked(&id, &found(labels), &topics));
+        assert_eq!(looked(&["cat", "CAT", "Traffic-Light", "unicorn"]), ["P/a/count/cat=2", "P/a/count/traffic_light=1"]);
+        assert!(looked(&["cat", "cat", "traffic light"]).is_empty());
+        assert_eq!(looked(&["cat", "traffic light"]), ["P/a/count/cat=1"]);
+        assert_eq!(lines(cameras.end(&topics)), ["P/a/count/cat=0", "P/a/count/traffic_light=0"]);
+        assert!(cameras.end(&topics).is_empty());
+    }
+
+    #[test]
+    fn labels_that_go_are_cleared_and_remembered_until_they_come_back() {
+        let (mut cameras, topics) = (Cameras::default(), Topics::new("P"));
+        cameras.watch(&watched("detect cat ; dog"), &topics);
+        let id = watched("x").id;
+        cameras.looked(&id, &found(&["dog"]), &topics);
+        let changed = lines(cameras.watch(&watched("detect dog ; car"), &topics));
+        assert_eq!(changed[2..], ["P/a/count/cat=", "P/a/count/car=0"], "the dog is still there");
+        assert_eq!(cameras.labels(&id).1, ["cat"]);
+        let changed = lines(cameras.watch(&watched("detect cat"), &topics));
+        assert_eq!(changed[2..], ["P/a/count/car=", "P/a/count/dog=", "P/a/count/cat=0"]);
+        assert_eq!(cameras.labels(&id).1, ["car", "dog"]);
+        let off = Watched { enabled: false, ..watched("caption en") };
+        assert_eq!(lines(cameras.watch(&off, &topics))[..2], ["P/a/prompt/state=caption en", "P/a/detect/state=OFF"]);
+    }
+}

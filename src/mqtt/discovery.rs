@@ -1,0 +1,242 @@
+//! Home Assistant's discovery: one device a camera, with all its entities in one retained object.
+//!
+//! Written after the device-based schema of Home Assistant 2024.12 and later
+//! (<https://www.home-assistant.io/integrations/mqtt/#device-discovery-payload>). What Home Assistant keeps as a state has
+//! at most 255 characters, so longer ones are cut by a template.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::mqtt::cameras::Label;
+use crate::mqtt::payload::{OFFLINE, ONLINE};
+use crate::mqtt::topic::Topics;
+use crate::types::{CameraId, CameraState};
+
+/// What Home Assistant publishes on `<prefix>/status` once it is there.
+pub const BIRTH: &[u8] = b"online";
+
+/// What makes the device of a camera.
+#[derive(Clone, Copy, Debug)]
+pub struct Device<'a> {
+    /// Which camera.
+    pub camera: &'a CameraId,
+    /// The topics it publishes on.
+    pub topics: &'a Topics,
+    /// The model, as it is shown.
+    pub model: &'a str,
+    /// The labels it is asked for.
+    pub labels: &'a [Label],
+    /// Slugs of labels whose entities shall go.
+    pub gone: &'a [&'a str],
+}
+
+#[derive(Serialize)]
+struct ConfigWire<'a> {
+    dev: DeviceWire<'a>,
+    o: OriginWire,
+    availability: [AvailabilityWire; 1],
+    cmps: Map<String, Value>,
+    qos: u8,
+}
+
+#[derive(Serialize)]
+struct DeviceWire<'a> {
+    identifiers: [&'a str; 1],
+    name: String,
+    manufacturer: &'static str,
+    model: &'a str,
+    sw_version: &'static str,
+}
+
+#[derive(Serialize)]
+struct OriginWire {
+    name: &'static str,
+    sw_version: &'static str,
+}
+
+#[derive(Serialize)]
+struct AvailabilityWire {
+    topic: String,
+    payload_available: &'static str,
+    payload_not_available: &'static str,
+}
+
+/// An entity. With nothing but `p` it makes Home Assistant remove the entity of that key.
+#[derive(Default, Serialize)]
+struct Component {
+    p: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unique_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_topic: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value_template: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    json_attributes_topic: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_class: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_class: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    options: Option<Vec<&'static str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entity_category: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    icon: Option<&'static str>,
+}
+
+/// Where the device of a camera is told: `<prefix>/device/<node>_<camera>/config`.
+pub fn topic(prefix: &str, topics: &Topics, camera: &CameraId) -> String {
+    format!("{prefix}/device/{}_{camera}/config", topics.node())
+}
+
+/// Where Home Assistant says that it is there, and reads all discovery anew.
+pub fn birth_topic(prefix: &str) -> String {
+    format!("{prefix}/status")
+}
+
+/// The device of a camera with all its entities.
+pub fn config(device: &Device<'_>) -> Vec<u8> {
+    let version = env!("CARGO_PKG_VERSION");
+    let (node, camera) = (device.topics.node(), device.camera);
+    let identifier = format!("{node}_{camera}");
+    let mut cmps = Map::new();
+    for (key, component) in device.entities() {
+        // Keys are unique within the device alone, ids among all.
+        let unique_id = component.state_topic.is_some().then(|| format!("{identifier}_{key}"));
+        cmps.insert(key, serde_json::to_value(Component { unique_id, ..component }).unwrap_or_default());
+    }
+    let wire = ConfigWire {
+        dev: DeviceWire {
+            identifiers: [&identifier],
+            name: format!("{node} {camera}"),
+            manufacturer: "palisade",
+            model: device.model,
+            sw_version: version,
+        },
+        o: OriginWire { name: "palisade", sw_version: version },
+        availability: [AvailabilityWire { topic: device.topics.status(), payload_available: ONLINE, payload_not_available: OFFLINE }],
+        cmps,
+        qos: 1,
+    };
+    serde_json::to_vec(&wire).unwrap_or_default()
+}
+
+impl Device<'_> {
+    /// Every entity with its key. Entities that take commands are to come from here too.
+    fn entities(&self) -> Vec<(String, Component)> {
+        let mut entities =
+            vec![("status".to_owned(), self.status()), ("prompt".to_owned(), self.prompt()), ("detecting".to_owned(), self.detecting())];
+        for label in self.labels {
+            entities.push((occupancy_key(&label.slug), self.occupancy(label)));
+            entities.push((count_key(&label.slug), self.count(label)));
+        }
+        for slug in self.gone {
+            entities.push((occupancy_key(slug), Component { p: "binary_sensor", ..Component::default() }));
+            entities.push((count_key(slug), Component { p: "sensor", ..Component::default() }));
+        }
+        entities
+    }
+
+    fn status(&self) -> Component {
+        let topic = self.topics.camera_status(self.camera);
+        Component {
+            p: "sensor",
+            name: Some("Status".to_owned()),
+            state_topic: Some(topic.clone()),
+            value_template: Some("{{ value_json.state }}"),
+            json_attributes_topic: Some(topic),
+            device_class: Some("enum"),
+            options: Some(CameraState::ALL.map(CameraState::name).to_vec()),
+            entity_category: Some("diagnostic"),
+            ..Component::default()
+        }
+    }
+
+    fn prompt(&self) -> Component {
+        Component {
+            p: "sensor",
+            name: Some("Prompt".to_owned()),
+            state_topic: Some(self.topics.prompt_state(self.camera)),
+            value_template: Some("{{ value[:255] }}"),
+            entity_category: Some("diagnostic"),
+            icon: Some("mdi:text-search"),
+            ..Component::default()
+        }
+    }
+
+    fn detecting(&self) -> Component {
+        Component {
+            p: "binary_sensor",
+            name: Some("Detecting".to_owned()),
+            state_topic: Some(self.topics.detect_state(self.camera)),
+            device_class: Some("running"),
+            entity_category: Some("diagnostic"),
+            ..Component::default()
+        }
+    }
+
+    fn occupancy(&self, label: &Label) -> Component {
+        Component {
+            p: "binary_sensor",
+            name: Some(label.name.clone()),
+            state_topic: Some(self.topics.count(self.camera, &label.slug)),
+            value_template: Some("{{ 'ON' if value | int(0) > 0 else 'OFF' }}"),
+            device_class: Some("occupancy"),
+            ..Component::default()
+        }
+    }
+
+    fn count(&self, label: &Label) -> Component {
+        Component {
+            p: "sensor",
+            name: Some(format!("{} count", label.name)),
+            state_topic: Some(self.topics.count(self.camera, &label.slug)),
+            state_class: Some("measurement"),
+            icon: Some("mdi:counter"),
+            ..Component::default()
+        }
+    }
+}
+
+fn occupancy_key(slug: &str) -> String {
+    format!("occupancy_{slug}")
+}
+
+fn count_key(slug: &str) -> String {
+    format!("count_{slug}")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_camera_is_a_device_with_its_entities() {
+        let (camera, topics) = (CameraId::new("street").unwrap(), Topics::new("site/north"));
+        assert_eq!(topic("homeassistant", &topics, &camera), "homeassistant/device/site_north_street/config");
+        let labels = [Label { name: "traffic light".to_owned(), slug: "traffic_light".to_owned() }];
+        let device = Device { camera: &camera, topics: &topics, model: "a/model", labels: &labels, gone: &["cat"] };
+        let value: Value = serde_json::from_slice(&config(&device)).unwrap();
+        assert_eq!(value["dev"]["identifiers"], json!(["site_north_street"]));
+        assert_eq!((&value["dev"]["model"], &value["o"]["name"]), (&json!("a/model"), &json!("palisade")));
+        let availability = json!([{"topic": "site/north/status", "payload_available": "online", "payload_not_available": "offline"}]);
+        assert_eq!(value["availability"], availability);
+        let expected = json!({
+            "p": "binary_sensor", "unique_id": "site_north_street_occupancy_traffic_light", "name": "traffic light",
+            "state_topic": "site/north/street/count/traffic_light", "value_template": "{{ 'ON' if value | int(0) > 0 else 'OFF' }}",
+            "device_class": "occupancy"
+        });
+        assert_eq!(value["cmps"]["occupancy_traffic_light"], expected);
+        assert_eq!(value["cmps"]["count_traffic_light"]["state_class"], json!("measurement"));
+        assert_eq!(value["cmps"]["status"]["options"].as_array().unwrap().len(), CameraState::ALL.len());
+        assert_eq!(value["cmps"]["occupancy_cat"], json!({"p": "binary_sensor"}), "gone: nothing but the platform");
+        assert_eq!(value["cmps"]["count_cat"], json!({"p": "sensor"}));
+    }
+}

@@ -8,6 +8,7 @@ pub mod oneshot;
 pub mod serve;
 
 mod results;
+mod steer;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,13 +27,14 @@ use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig};
 use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
 use crate::gate::Gate;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
-use crate::mqtt::{self, Mqtt, Publisher, Watched};
+use crate::mqtt::{self, Mqtt, Publisher};
 use crate::sink::snapshot::SnapshotSink;
 use crate::sink::video::{CustomSink, FileSink, RtspSink};
 use crate::sink::{Fanout, Sink};
 use crate::source::{self, Decoders, Hooks, Source};
 use crate::types::{CameraId, CameraState, CameraStatus};
 use results::Results;
+use steer::{Asked, Steer};
 
 /// From the order to stop: how long a worker may finish its frame; an answer of a large model may take longer.
 const WORKERS_GRACE: Duration = Duration::from_secs(2);
@@ -59,8 +61,10 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     let ids: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
     let sinks = open_sinks(&config.output, &ids, metrics)?;
     let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
-    let mqtt = start_mqtt(&config, &model, metrics)?;
-    let daemon = Daemon::start(config, sinks, &model, mqtt, shutdown, metrics)?;
+    let state = config.mqtt.as_ref().filter(|mqtt| mqtt.control).and_then(|mqtt| mqtt.state_dir.as_deref());
+    let steer = Arc::new(Steer::new(&config.cameras, state));
+    let mqtt = start_mqtt(&config, &steer, &model, metrics)?;
+    let daemon = Daemon::start(config, sinks, &model, mqtt, &steer, shutdown, metrics)?;
     systemd::ready();
     systemd::status(&format!("watching {} cameras with {}", ids.len(), model.name()));
     tracing::info!(model = model.name(), cameras = ids.len(), "running");
@@ -124,12 +128,12 @@ fn read_model(config: &ModelConfig, shutdown: &Shutdown) -> Result<PaliGemma> {
     Ok(model)
 }
 
-fn start_mqtt(config: &Config, model: &PaliGemma, metrics: &Metrics) -> Result<Option<Mqtt>> {
+fn start_mqtt(config: &Config, steer: &Arc<Steer>, model: &PaliGemma, metrics: &Metrics) -> Result<Option<Mqtt>> {
     let Some(mqtt) = config.mqtt.clone() else { return Ok(None) };
     let context = mqtt::Context { model: model.name().to_owned(), run: uuid::Uuid::new_v4() };
-    let watched = |camera: &CameraConfig| Watched { id: camera.id.clone(), prompt: camera.prompt.clone(), enabled: camera.enabled };
-    let cameras: Vec<Watched> = config.cameras.iter().map(watched).collect();
-    mqtt::start(mqtt, &cameras, context, metrics).map(Some)
+    let mqtt = mqtt::start(mqtt, &steer.watched(), context, metrics)?;
+    mqtt.steer(steer.clone());
+    Ok(Some(mqtt))
 }
 
 /// The running stages, in the order of the data.
@@ -147,6 +151,7 @@ impl Daemon {
         sinks: Vec<Box<dyn Sink>>,
         model: &PaliGemma,
         mqtt: Option<Mqtt>,
+        steer: &Steer,
         shutdown: &Shutdown,
         metrics: &Metrics,
     ) -> Result<Self> {
@@ -167,7 +172,8 @@ impl Daemon {
         let mut sources = Vec::new();
         for (camera, putter) in config.cameras.into_iter().zip(putters) {
             if camera.enabled {
-                match start_source(camera, putter, publisher.clone(), &decoders, shutdown, metrics) {
+                let asked = steer.asked(&camera);
+                match start_source(camera, asked, putter, publisher.clone(), &decoders, shutdown, metrics) {
                     Ok(source) => sources.push(source),
                     Err(error) => {
                         // Those that run already are joined as they are dropped, and only the flag ends them.
@@ -251,6 +257,7 @@ impl Daemon {
 
 fn start_source(
     camera: CameraConfig,
+    asked: Asked,
     putter: Putter<Job>,
     publisher: Option<Publisher>,
     decoders: &Decoders,
@@ -258,21 +265,27 @@ fn start_source(
     metrics: &Metrics,
 ) -> Result<Source> {
     let status = move |status| publisher.iter().for_each(|publisher| publisher.camera_status(&status));
-    let hooks = hooks(&camera, putter, status, metrics);
+    let hooks = hooks(&camera, asked, putter, status, metrics);
     source::start(camera, hooks, decoders, metrics, shutdown.clone())
 }
 
 /// What a camera's source calls: its gate, its place in the mailbox, and `status`.
-fn hooks(camera: &CameraConfig, putter: Putter<Job>, status: impl FnMut(CameraStatus) + Send + 'static, metrics: &Metrics) -> Hooks {
+fn hooks(
+    camera: &CameraConfig,
+    asked: Asked,
+    putter: Putter<Job>,
+    status: impl FnMut(CameraStatus) + Send + 'static,
+    metrics: &Metrics,
+) -> Hooks {
     let gate = Arc::new(Mutex::new(Gate::new(camera.interval, camera.motion.clone(), &camera.id, metrics)));
-    let asked = gate.clone();
-    let prompt = Arc::new(camera.prompt.clone());
+    let ahead = gate.clone();
+    let [wanted, admitted] = [asked.clone(), asked.clone()];
     let dropped = metrics.counter("frames_dropped", camera.id.as_str());
     Hooks {
-        wants: Box::new(move |candidate| locked(&asked).wants(candidate.received)),
-        admit: Box::new(move |candidate, luma| locked(&gate).admit(candidate.received, luma)),
+        wants: Box::new(move |candidate| wanted.detects() && locked(&ahead).wants(candidate.received)),
+        admit: Box::new(move |candidate, luma| admitted.detects() && locked(&gate).admit(candidate.received, luma)),
         deliver: Box::new(move |frame| {
-            if putter.put(Job { frame, prompt: prompt.clone() }) != Put::Stored {
+            if putter.put(Job { frame, prompt: asked.prompt() }) != Put::Stored {
                 dropped.add();
             }
         }),

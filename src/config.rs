@@ -296,6 +296,8 @@ pub struct MqttConfig {
     pub durable: Durable,
     /// Where it is kept; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
+    /// Commands are heard.
+    pub control: bool,
     /// Time between two `stats` messages.
     pub stats_interval: Duration,
     /// First level(s) of Home Assistant's discovery topics; `None`: no discovery.

@@ -10,6 +10,7 @@
 //! `mqtt_dropped`, what arrives in `mqtt_published`, each per camera.
 
 mod cameras;
+mod control;
 mod discovery;
 mod health;
 mod keeper;
@@ -27,7 +28,7 @@ mod window;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rumqttc::{LastWill, MqttOptions, QoS};
@@ -41,6 +42,7 @@ use crate::config::{Durable, MqttConfig, TlsConfig};
 use crate::types::{CameraId, CameraState, CameraStatus, Looked};
 
 use cameras::{Cameras, Payloads};
+use control::{Control, Heard};
 use health::Health;
 use link::{Incoming, Link, Parts};
 use outbox::{Lane, Limits, Why};
@@ -51,6 +53,7 @@ use topic::Topics;
 use trouble::Quiet;
 
 pub use cameras::Watched;
+pub use control::{Command, Steering};
 pub use payload::Context;
 
 /// What waits in memory: at five looks a second over three minutes without a broker.
@@ -64,6 +67,9 @@ const KEEP: Duration = Duration::from_secs(2);
 
 /// The largest packet sent. One that is larger would cost the connection, and its neighbours with it: it is refused before.
 const MAX_PACKET: usize = 256 * 1024;
+
+/// The largest packet taken: the protocol allows no larger one.
+const MAX_INCOMING: usize = 256 * 1024 * 1024;
 
 /// The most bytes an MQTT PUBLISH adds to topic and payload: type, length (4), topic length (2), packet id (2).
 const PACKET_OVERHEAD: usize = 9;
@@ -122,6 +128,8 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         topics,
         metrics: metrics.clone(),
         discovery: config.discovery_prefix.clone(),
+        control: config.control.then(Mutex::default),
+        steering: OnceLock::new(),
         cameras: Mutex::default(),
         lanes: Lanes::new(metrics),
         quiet: Mutex::default(),
@@ -142,6 +150,9 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         }
         None => None,
     };
+    let birth = config.discovery_prefix.iter().map(|prefix| discovery::birth_topic(prefix));
+    let commands = Control::topics(&publisher.0.topics).into_iter().filter(|_| config.control);
+    let subscriptions = birth.chain(commands).collect();
     let parts = Parts {
         options,
         qos,
@@ -150,7 +161,7 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         desk: publisher.0.desk.clone(),
         health: publisher.0.health.clone(),
         connects: metrics.counter("mqtt_connects", "broker"),
-        subscriptions: config.discovery_prefix.iter().map(|prefix| discovery::birth_topic(prefix)).collect(),
+        subscriptions,
         inbox: Box::new(incoming(publisher.clone())),
         stats_interval: config.stats_interval,
         stats: Box::new(figures(publisher.clone())),
@@ -196,7 +207,8 @@ fn options(config: &MqttConfig, topics: &Topics, patience: Patience) -> Result<M
     let mut options = MqttOptions::new(config.client_id.as_str(), host, config.port);
     options.set_keep_alive(patience.keep_alive.max(Duration::from_secs(1)));
     options.set_clean_session(true);
-    options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
+    // What is sent to us may be anything; one that is too large would cost the connection.
+    options.set_max_packet_size(MAX_INCOMING, MAX_PACKET);
     options.set_last_will(LastWill::new(topics.status(), payload::OFFLINE, QoS::AtLeastOnce, true));
     if config.username.is_some() || config.password.is_some() {
         let password = config.password.as_ref().map_or("", |password| password.expose_secret());
@@ -224,6 +236,12 @@ impl Mqtt {
     /// A handle for the stages that publish.
     pub fn publisher(&self) -> Publisher {
         self.publisher.clone()
+    }
+
+    /// Has commands obeyed; without `mqtt.control` there are none.
+    pub fn steer(&self, steering: Arc<dyn Steering>) {
+        // Once, at the start.
+        self.publisher.0.steering.set(steering).ok();
     }
 
     /// Takes nothing more in, sets the counts to zero, delivers what waits, publishes `offline`, disconnects and joins. After `grace` the
@@ -263,6 +281,10 @@ struct Inner {
     metrics: Metrics,
     /// Home Assistant's first topic level; `None`: it is told nothing.
     discovery: Option<String>,
+    /// `None`: commands are not heard.
+    control: Option<Mutex<Control>>,
+    /// Who obeys them.
+    steering: OnceLock<Arc<dyn Steering>>,
     cameras: Mutex<Cameras>,
     lanes: Lanes,
     quiet: Mutex<Quiet>,
@@ -308,7 +330,8 @@ impl Publisher {
         let state = cameras.watch(watched, topics);
         if let Some(prefix) = discovery {
             let (labels, gone) = cameras.labels(&watched.id);
-            let device = discovery::Device { camera: &watched.id, topics, model: &context.model, labels, gone: &gone };
+            let control = self.0.control.is_some();
+            let device = discovery::Device { camera: &watched.id, topics, model: &context.model, labels, gone: &gone, control };
             let topic = discovery::topic(prefix, topics, &watched.id);
             self.retain(Stage::Discovery, vec![(topic, discovery::config(&device))]);
         }
@@ -352,6 +375,25 @@ impl Publisher {
             tracing::debug!("Home Assistant has started: all state is published once more");
             self.0.desk.lock().again();
             self.0.desk.bell.notify_one();
+            return;
+        }
+        let Some(control) = &self.0.control else { return };
+        let heard = control.lock().unwrap_or_else(PoisonError::into_inner).hear(&self.0.topics, &message, Instant::now());
+        match heard {
+            Heard::Other => {}
+            Heard::Refused(why) => self.warn("a command over MQTT is refused", &why),
+            Heard::Order(camera, command) => self.obey(&camera, &command),
+        }
+    }
+
+    fn obey(&self, camera: &CameraId, command: &Command) {
+        let Some(steering) = self.0.steering.get() else { return };
+        match steering.steer(camera, command) {
+            Ok(watched) => {
+                tracing::info!(%camera, "told over MQTT: {command:?}");
+                self.watch(&watched);
+            }
+            Err(error) => self.warn("a command over MQTT is refused", &error.chain()),
         }
     }
 
@@ -422,6 +464,7 @@ mod tests {
             state_dir: None,
             stats_interval: Duration::from_secs(60),
             discovery_prefix: None,
+            control: false,
         }
     }
 

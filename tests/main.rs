@@ -3,6 +3,7 @@
 
 mod bench;
 mod cli;
+mod control;
 mod decoding;
 mod drafts;
 mod e2e;

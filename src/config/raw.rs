@@ -256,10 +256,7 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
         let (key, offset) = ca_file.map_or(("tls", section.offset()), |file| ("ca_file", file.offset));
         section.fault(key, offset, &format!("cannot be used: {why}"));
     }
-    let control = section.flag("control", false);
-    if control.value {
-        section.fault("control", control.offset, "is true; this version takes no commands over MQTT yet, must be false");
-    }
+    let control = section.flag("control", false).value;
     let state_dir = section.text("state_dir").map(|text| PathBuf::from(text.value));
     let durable = section.choice("durable", &[("all", Durable::All), ("events", Durable::Events), ("none", Durable::None)], Durable::All);
     let stats_interval = Duration::from_secs_f64(section.number("stats_interval", 1.0..=DAY, 60.0));
@@ -282,6 +279,7 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
         client_id: client_id.unwrap_or_else(|| format!("palisade-{}", uuid::Uuid::new_v4().simple())),
         durable,
         state_dir: Some(state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR))),
+        control,
         stats_interval,
         discovery_prefix,
     })

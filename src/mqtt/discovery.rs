@@ -28,6 +28,8 @@ pub struct Device<'a> {
     pub labels: &'a [Label],
     /// Slugs of labels whose entities shall go.
     pub gone: &'a [&'a str],
+    /// Whether commands are heard.
+    pub control: bool,
 }
 
 #[derive(Serialize)]
@@ -85,6 +87,10 @@ struct Component {
     entity_category: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     icon: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_topic: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max: Option<u8>,
 }
 
 /// Where the device of a camera is told: `<prefix>/device/<node>_<camera>/config`.
@@ -125,10 +131,13 @@ pub fn config(device: &Device<'_>) -> Vec<u8> {
 }
 
 impl Device<'_> {
-    /// Every entity with its key. Entities that take commands are to come from here too.
+    /// Every entity with its key.
     fn entities(&self) -> Vec<(String, Component)> {
         let mut entities =
             vec![("status".to_owned(), self.status()), ("prompt".to_owned(), self.prompt()), ("detecting".to_owned(), self.detecting())];
+        if self.control {
+            entities.extend([("ask".to_owned(), self.ask()), ("detect".to_owned(), self.detect())]);
+        }
         for label in self.labels {
             entities.push((occupancy_key(&label.slug), self.occupancy(label)));
             entities.push((count_key(&label.slug), self.count(label)));
@@ -163,6 +172,29 @@ impl Device<'_> {
             value_template: Some("{{ value[:255] }}"),
             entity_category: Some("diagnostic"),
             icon: Some("mdi:text-search"),
+            ..Component::default()
+        }
+    }
+
+    /// The prompt as a field to write in. Home Assistant writes no more than 255 characters.
+    fn ask(&self) -> Component {
+        Component {
+            p: "text",
+            name: Some("Ask".to_owned()),
+            command_topic: Some(self.topics.command_set(self.camera, "prompt")),
+            max: Some(255),
+            entity_category: Some("config"),
+            ..self.prompt()
+        }
+    }
+
+    fn detect(&self) -> Component {
+        Component {
+            p: "switch",
+            name: Some("Detect".to_owned()),
+            state_topic: Some(self.topics.detect_state(self.camera)),
+            command_topic: Some(self.topics.command_set(self.camera, "detect")),
+            icon: Some("mdi:cctv"),
             ..Component::default()
         }
     }
@@ -222,7 +254,7 @@ mod tests {
         let (camera, topics) = (CameraId::new("street").unwrap(), Topics::new("site/north"));
         assert_eq!(topic("homeassistant", &topics, &camera), "homeassistant/device/site_north_street/config");
         let labels = [Label { name: "traffic light".to_owned(), slug: "traffic_light".to_owned() }];
-        let device = Device { camera: &camera, topics: &topics, model: "a/model", labels: &labels, gone: &["cat"] };
+        let device = Device { camera: &camera, topics: &topics, model: "a/model", labels: &labels, gone: &["cat"], control: false };
         let value: Value = serde_json::from_slice(&config(&device)).unwrap();
         assert_eq!(value["dev"]["identifiers"], json!(["site_north_street"]));
         assert_eq!((&value["dev"]["model"], &value["o"]["name"]), (&json!("a/model"), &json!("palisade")));
@@ -238,5 +270,10 @@ mod tests {
         assert_eq!(value["cmps"]["status"]["options"].as_array().unwrap().len(), CameraState::ALL.len());
         assert_eq!(value["cmps"]["occupancy_cat"], json!({"p": "binary_sensor"}), "gone: nothing but the platform");
         assert_eq!(value["cmps"]["count_cat"], json!({"p": "sensor"}));
+        assert!(value["cmps"].get("ask").is_none() && value["cmps"].get("detect").is_none());
+        let value: Value = serde_json::from_slice(&config(&Device { control: true, ..device })).unwrap();
+        let [ask, detect] = ["ask", "detect"].map(|key| &value["cmps"][key]);
+        assert_eq!((&ask["p"], &ask["command_topic"], &ask["max"]), (&json!("text"), &json!("site/north/street/prompt/set"), &json!(255)));
+        assert_eq!((&detect["p"], &detect["command_topic"]), (&json!("switch"), &json!("site/north/street/detect/set")));
     }
 }

@@ -45,6 +45,22 @@ impl Topics {
         format!("{}/{camera}/detect/state", self.prefix)
     }
 
+    /// Where a command is sent: `P/<camera>/<what>/set`, of `prompt` and `detect`.
+    pub fn command_set(&self, camera: &CameraId, what: &str) -> String {
+        format!("{}/{camera}/{what}/set", self.prefix)
+    }
+
+    /// Where the commands of all cameras come from.
+    pub fn commands(&self) -> [String; 2] {
+        ["prompt", "detect"].map(|what| format!("{}/+/{what}/set", self.prefix))
+    }
+
+    /// The camera, as written, and the `what` of a command's topic.
+    pub fn command<'t>(&self, topic: &'t str) -> Option<(&'t str, &'t str)> {
+        let rest = topic.strip_prefix(&self.prefix)?.strip_prefix('/')?.strip_suffix("/set")?;
+        rest.split_once('/').filter(|(_, what)| matches!(*what, "prompt" | "detect"))
+    }
+
     /// Figures of the moment: `P/stats`.
     pub fn stats(&self) -> String {
         format!("{}/stats", self.prefix)

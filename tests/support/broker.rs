@@ -178,6 +178,7 @@ impl Broker {
             client_id: client_id.to_owned(),
             durable: palisade::config::Durable::All,
             state_dir: None,
+            control: false,
             stats_interval: Duration::from_secs(60),
             discovery_prefix: Some("homeassistant".to_owned()),
         }

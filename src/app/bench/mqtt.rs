@@ -180,6 +180,7 @@ fn config(port: u16, state_dir: Option<PathBuf>) -> MqttConfig {
         client_id: format!("palisade-bench-{}", uuid::Uuid::new_v4().simple()),
         durable: Durable::All,
         state_dir,
+        control: false,
         stats_interval: Duration::from_secs(60),
         discovery_prefix: None,
     }

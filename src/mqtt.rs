@@ -11,6 +11,8 @@ mod link;
 pub mod payload;
 mod pending;
 mod queue;
+pub mod schema;
+pub mod tail;
 mod tls;
 mod topic;
 mod trouble;
@@ -28,7 +30,7 @@ use crate::base::error::{Context as _, Error, Kind, Result};
 use crate::base::metrics::Metrics;
 use crate::base::redact::ExposeSecret;
 use crate::base::thread::{self, Thread};
-use crate::config::{MqttConfig, TlsConfig};
+use crate::config::{MqttConfig, TlsConfig, TlsFault};
 use crate::types::{CameraId, CameraState, CameraStatus, Looked};
 
 use health::Health;
@@ -42,9 +44,6 @@ pub use payload::Context;
 
 /// The ring's bounds: at five looks a second over three minutes without a broker.
 const LIMITS: Limits = Limits { records: 1000, bytes: 16 * 1024 * 1024 };
-
-/// The largest packet sent. One that is larger would cost the connection, and its neighbours with it: it is refused before.
-const MAX_PACKET: usize = 256 * 1024;
 
 /// The most bytes an MQTT PUBLISH adds to topic and payload: type, length (4), topic length (2), packet id (2).
 const PACKET_OVERHEAD: usize = 9;
@@ -81,7 +80,7 @@ pub struct Mqtt {
 /// Starts the link; the broker need not be there.
 ///
 /// # Errors
-/// When the configuration cannot be used: topic prefix, QoS, or a CA file that is no certificate.
+/// When the configuration cannot be used: topic prefix, QoS, or a CA, certificate or key file that is none.
 pub fn start(config: MqttConfig, cameras: &[CameraId], context: Context, metrics: &Metrics) -> Result<Mqtt> {
     start_with(config, cameras, context, metrics, Patience::default())
 }
@@ -92,11 +91,25 @@ pub fn start(config: MqttConfig, cameras: &[CameraId], context: Context, metrics
 /// As `start`.
 pub fn start_with(config: MqttConfig, cameras: &[CameraId], context: Context, metrics: &Metrics, patience: Patience) -> Result<Mqtt> {
     let topics = Topics::new(&config.topic_prefix);
-    let options = options(&config, &topics, patience)?;
+    if !rumqttc::valid_topic(&topics.status()) || config.topic_prefix.is_empty() {
+        let prefix = &config.topic_prefix;
+        return Err(Error::new(Kind::Config, format!("mqtt.topic_prefix {prefix:?} is no topic; must be words without + and #")));
+    }
+    let mut options = options(&config, patience)?;
+    options.set_last_will(LastWill::new(topics.status(), payload::OFFLINE, QoS::AtLeastOnce, true));
     let qos = rumqttc::qos(config.qos).map_err(|_| Error::new(Kind::Config, format!("mqtt.qos is {}; must be 0, 1 or 2", config.qos)))?;
     let desk = Arc::new(Desk::new(Pending::new(topics.status(), LIMITS)));
     let health = Arc::new(Health::new());
-    let inner = Inner { context, topics, metrics: metrics.clone(), lanes: Mutex::default(), quiet: Mutex::default(), desk, health };
+    let inner = Inner {
+        context,
+        topics,
+        max_packet: config.max_packet,
+        metrics: metrics.clone(),
+        lanes: Mutex::default(),
+        quiet: Mutex::default(),
+        desk,
+        health,
+    };
     let publisher = Publisher(Arc::new(inner));
     for camera in cameras {
         publisher.lane(camera);
@@ -113,13 +126,7 @@ pub fn start_with(config: MqttConfig, cameras: &[CameraId], context: Context, me
         health: publisher.0.health.clone(),
         connects: metrics.counter("mqtt_connects", "broker"),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .thread_name("mqtt-dns")
-        .max_blocking_threads(1)
-        .build()
-        .context(Kind::Mqtt, || "the MQTT link cannot be set up")?;
+    let runtime = runtime()?;
     let thread = thread::spawn("mqtt", move || {
         runtime.block_on(Link::new(parts).serve());
         // A name server that does not answer must not hold up the stop.
@@ -128,32 +135,36 @@ pub fn start_with(config: MqttConfig, cameras: &[CameraId], context: Context, me
     Ok(Mqtt { publisher, thread: Some(thread) })
 }
 
+/// What a connection runs in: the caller's thread, and one below it for names.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_io().enable_time().thread_name("mqtt-dns").max_blocking_threads(1);
+    builder.build().context(Kind::Mqtt, || "the MQTT link cannot be set up")
+}
+
 /// Whether the broker's encryption can be set up; connects to nothing.
 ///
 /// # Errors
-/// When the CA file cannot be read or is no certificate.
-pub fn check_tls(config: &TlsConfig) -> Result<()> {
+/// When the CA file, the client's certificate or its key cannot be read or is none; names the key that is at fault.
+pub fn check_tls(config: &TlsConfig) -> Result<(), TlsFault> {
     tls::transport(config).map(drop)
 }
 
-fn options(config: &MqttConfig, topics: &Topics, patience: Patience) -> Result<MqttOptions> {
-    if !rumqttc::valid_topic(&topics.status()) || config.topic_prefix.is_empty() {
-        let prefix = &config.topic_prefix;
-        return Err(Error::new(Kind::Config, format!("mqtt.topic_prefix {prefix:?} is no topic; must be words without + and #")));
-    }
+/// How to reach the broker and who we are, without a last will.
+fn options(config: &MqttConfig, patience: Patience) -> Result<MqttOptions> {
     // An IPv6 address is asked for with or without brackets; the resolver and the certificate want it without.
     let host = config.host.trim_start_matches('[').trim_end_matches(']');
     let mut options = MqttOptions::new(config.client_id.as_str(), host, config.port);
     options.set_keep_alive(patience.keep_alive.max(Duration::from_secs(1)));
     options.set_clean_session(true);
-    options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
-    options.set_last_will(LastWill::new(topics.status(), payload::OFFLINE, QoS::AtLeastOnce, true));
+    options.set_max_packet_size(config.max_packet, config.max_packet);
     if config.username.is_some() || config.password.is_some() {
         let password = config.password.as_ref().map_or("", |password| password.expose_secret());
         options.set_credentials(config.username.as_deref().unwrap_or_default(), password);
     }
     if let Some(tls) = &config.tls {
-        options.set_transport(tls::transport(tls).context(Kind::Config, || "mqtt.ca_file cannot be used")?);
+        let unusable = |fault: TlsFault| Error::new(Kind::Config, format!("mqtt.{} cannot be used: {}", fault.key, fault.why));
+        options.set_transport(tls::transport(tls).map_err(unusable)?);
     }
     Ok(options)
 }
@@ -201,6 +212,8 @@ pub struct Publisher(Arc<Inner>);
 struct Inner {
     context: Context,
     topics: Topics,
+    /// A larger packet would cost the connection, and its neighbours with it: it is refused before. Bytes.
+    max_packet: usize,
     metrics: Metrics,
     lanes: Mutex<HashMap<CameraId, Arc<Lane>>>,
     quiet: Mutex<Quiet>,
@@ -215,9 +228,10 @@ impl Publisher {
         let lane = self.lane(camera);
         let payload = payload::looked(looked, &self.0.context);
         let size = lane.topic.len() + payload.len() + PACKET_OVERHEAD;
-        if size > MAX_PACKET {
+        let most = self.0.max_packet;
+        if size > most {
             lane.dropped.add();
-            let line = format!("detections of camera {camera} are too large for a message; must be at most {MAX_PACKET} bytes");
+            let line = format!("detections of camera {camera} are too large for a message; must be at most mqtt.max_packet, {most} bytes");
             self.warn(&line, &format!("seq {} has {size} bytes", looked.seq));
             return;
         }
@@ -276,13 +290,14 @@ mod tests {
             qos: 1,
             tls: None,
             client_id: "palisade-1".to_owned(),
+            max_packet: 256 * 1024,
         }
     }
 
     #[test]
     fn secrets_in_clear_text_are_told_but_on_loopback() {
         assert!(sends_secrets_in_clear(&config("10.0.0.2")));
-        assert!(!sends_secrets_in_clear(&MqttConfig { tls: Some(TlsConfig { ca_file: None }), ..config("10.0.0.2") }));
+        assert!(!sends_secrets_in_clear(&MqttConfig { tls: Some(TlsConfig::default()), ..config("10.0.0.2") }));
         assert!(!sends_secrets_in_clear(&MqttConfig { username: None, password: None, ..config("10.0.0.2") }));
         for loopback in ["localhost", "127.0.0.1", "::1", "[::1]"] {
             assert!(!sends_secrets_in_clear(&config(loopback)), "{loopback}");

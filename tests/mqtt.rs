@@ -203,6 +203,27 @@ fn the_end_delivers_what_waits_before_it_says_offline() {
 }
 
 #[test]
+fn a_daemon_without_control_hears_nothing() {
+    let broker = Broker::start();
+    let subscriber = Subscriber::new(&broker, "palisade/#");
+    let mqtt = start(broker.config("deaf"), &Metrics::new());
+    subscriber.wait_text("palisade/status", "online");
+    for (topic, text) in [("prompt/set", "detect dog"), ("detect/set", "OFF"), ("prompt/set", "")] {
+        let port = broker.port().to_string();
+        let arguments = ["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", &format!("palisade/street/{topic}"), "-m", text];
+        let sent = std::process::Command::new("mosquitto_pub").args(arguments).status();
+        assert!(sent.expect("mosquitto_pub must be installed: apt install mosquitto-clients").success());
+    }
+    subscriber.wait_for("what was sent", |messages| messages.iter().filter(|one| one.topic.ends_with("/set")).count() == 3);
+    publish(&mqtt.publisher(), &looked("street", 1, ""));
+    subscriber.wait_for("detections", |messages| messages.last().is_some_and(|one| one.topic.ends_with("/detections")));
+    assert_eq!(subscriber.messages().last().unwrap().json()["prompt"], "detect cat ; dog");
+    let log = broker.log();
+    assert!(!log.contains("Received SUBSCRIBE from deaf") && !log.contains("Sending PUBLISH to deaf"), "{log}");
+    mqtt.finish(LONG);
+}
+
+#[test]
 fn qos_0_and_2_are_kept() {
     let broker = Broker::start();
     for qos in [0, 2] {

@@ -8,8 +8,8 @@ use std::ops::ControlFlow;
 use std::pin::pin;
 use std::time::Duration;
 
-use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, NetworkOptions, Packet, QoS, SubscribeReasonCode};
-use tokio::time::sleep;
+use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, QoS, SubscribeReasonCode};
+use tokio::time::{sleep, timeout};
 
 use crate::base::backoff::Backoff;
 use crate::base::error::Result;
@@ -25,6 +25,9 @@ const MAX_PACKET: usize = 268_435_455;
 
 /// How often the stop flag is looked at.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How long a clean goodbye may take.
+const GOODBYE: Duration = Duration::from_millis(300);
 
 /// What there is to tell.
 #[derive(Clone, Debug)]
@@ -109,7 +112,16 @@ async fn connection(
             break;
         }
     }
+    goodbye(&client, &mut events).await;
     Ok(())
+}
+
+/// Ends the connection cleanly, if there is one, as a courtesy to the broker's log.
+async fn goodbye(client: &AsyncClient, events: &mut EventLoop) {
+    if client.try_disconnect().is_ok() {
+        let written = async { while !matches!(events.poll().await, Ok(Event::Outgoing(Outgoing::Disconnect)) | Err(_)) {} };
+        timeout(GOODBYE, written).await.ok();
+    }
 }
 
 /// The next event; `None` once the flag is up. A poll is never given up but to end the connection.

@@ -19,7 +19,7 @@ fn consumed(version: &str, seqs: &[u64]) -> (bool, String) {
     let broker = Broker::start();
     let arguments = [&broker.port().to_string(), version, "palisade", "street", &seqs.len().to_string()];
     let mut child = Command::new(python())
-        .arg(repository("tests/mqtt/paho.py"))
+        .arg(repository("tests/mqtt/consumer.py"))
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

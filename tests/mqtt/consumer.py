@@ -1,7 +1,7 @@
-"""A consumer written with another library, by the contract alone: subscribes to everything of a node and checks that
+"""A consumer written with another library (paho-mqtt, 1.6 or 2), by the contract alone: subscribes to everything of a node and checks that
 each message holds what is promised. Prints `subscribed` once it is, and what is wrong; ends with 0 if nothing is.
 
-usage: paho.py PORT 3|5 PREFIX CAMERA COUNT
+usage: consumer.py PORT 3|5 PREFIX CAMERA COUNT
 """
 
 import json

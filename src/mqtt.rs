@@ -45,6 +45,9 @@ pub use payload::Context;
 /// The ring's bounds: at five looks a second over three minutes without a broker.
 const LIMITS: Limits = Limits { records: 1000, bytes: 16 * 1024 * 1024 };
 
+/// What the client takes at least, however small `max_packet` is: room for states and descriptions of ourselves.
+const OWN_PACKET: usize = 256 * 1024;
+
 /// The most bytes an MQTT PUBLISH adds to topic and payload: type, length (4), topic length (2), packet id (2).
 const PACKET_OVERHEAD: usize = 9;
 
@@ -157,7 +160,9 @@ fn options(config: &MqttConfig, patience: Patience) -> Result<MqttOptions> {
     let mut options = MqttOptions::new(config.client_id.as_str(), host, config.port);
     options.set_keep_alive(patience.keep_alive.max(Duration::from_secs(1)));
     options.set_clean_session(true);
-    options.set_max_packet_size(config.max_packet, config.max_packet);
+    // Records are held to max_packet before they are queued; here it would cost the connection, and states would go with it.
+    let most = config.max_packet.max(OWN_PACKET);
+    options.set_max_packet_size(most, most);
     if config.username.is_some() || config.password.is_some() {
         let password = config.password.as_ref().map_or("", |password| password.expose_secret());
         options.set_credentials(config.username.as_deref().unwrap_or_default(), password);

@@ -203,6 +203,19 @@ fn the_end_delivers_what_waits_before_it_says_offline() {
 }
 
 #[test]
+fn a_small_packet_limit_does_not_hold_back_states() {
+    let broker = Broker::start();
+    let subscriber = Subscriber::new(&broker, "palisade/street/status");
+    let metrics = Metrics::new();
+    let mqtt = start(MqttConfig { max_packet: 1024, ..broker.config("small") }, &metrics);
+    let reason = "the camera says a lot ".repeat(100);
+    mqtt.publisher().camera_status(&CameraStatus { reason: reason.clone(), ..running("street", 1.0) });
+    subscriber.wait_for("the long reason", |messages| messages.iter().any(|one| one.json()["reason"] == reason.as_str()));
+    assert_eq!(metrics.counter("mqtt_connects", "broker").get(), 1);
+    mqtt.finish(LONG);
+}
+
+#[test]
 fn a_daemon_without_control_hears_nothing() {
     let broker = Broker::start();
     let subscriber = Subscriber::new(&broker, "palisade/#");

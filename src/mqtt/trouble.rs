@@ -32,10 +32,11 @@ impl Trouble {
             ConnectionError::ConnectionRefused(code) => return Self::from_refusal(broker, *code),
             ConnectionError::NetworkTimeout => format!("broker {broker} did not answer in time"),
             ConnectionError::FlushTimeout => format!("broker {broker} takes no more data"),
-            ConnectionError::Tls(cause) => format!(
-                "broker {broker} could not be reached over TLS: {}; check mqtt.ca_file, and that its certificate names this host",
-                reason(&cause.to_string())
-            ),
+            ConnectionError::Tls(cause) => {
+                let report = cause.to_string();
+                let reason = reason(&report);
+                format!("broker {broker} could not be reached over TLS: {reason}; {}", cure(reason))
+            }
             ConnectionError::Io(cause) => format!("broker {broker} cannot be reached: {cause}"),
             ConnectionError::MqttState(StateError::AwaitPingResp) => format!("broker {broker} stopped answering pings"),
             ConnectionError::MqttState(StateError::ConnectionAborted) => format!("broker {broker} closed the connection"),
@@ -72,6 +73,15 @@ fn alert(report: &str) -> Option<&str> {
 fn reason(report: &str) -> &str {
     let inner = report.rsplit_once('(').and_then(|(_, rest)| rest.split_once(')'));
     inner.map_or(report, |(reason, _)| reason)
+}
+
+/// What to do about it.
+fn cure(reason: &str) -> &'static str {
+    match reason {
+        "certificate has expired" => "the broker needs a new certificate, or this machine's clock is wrong",
+        "certificate is not yet valid" => "this machine's clock may be wrong",
+        _ => "check mqtt.ca_file, and that its certificate names this host",
+    }
 }
 
 /// Lets the first of a kind of line through, and the same again only after a while.

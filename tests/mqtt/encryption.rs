@@ -71,7 +71,7 @@ fn refused(broker: &Broker, config: MqttConfig, words: &str) {
 #[test]
 fn a_certificate_that_is_over_is_told_and_nothing_goes_out() {
     let broker = Broker::with(Setup { tls: true, expired: true, ..Setup::default() });
-    refused(&broker, broker.config("over"), "could not be reached over TLS: certificate has expired; ");
+    refused(&broker, broker.config("over"), "could not be reached over TLS: certificate has expired; the broker needs a new certificate, ");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use palisade::base::metrics::Metrics;
 use serde_json::Value;
 
 use super::{found, publish, running, start};
-use crate::support::broker::{Broker, LONG, Setup, eventually};
+use crate::support::broker::{Broker, LONG, Setup, Subscriber, eventually};
 use crate::support::daemon::{PALISADE, repository};
 
 /// A running tail and what it has printed; killed when dropped.
@@ -95,7 +95,7 @@ fn tail_prints_a_line_a_message_and_comes_back_after_a_loss() {
     let mut broker = Broker::start();
     let file = config(&broker, "");
     let mqtt = start(broker.config("node"), &Metrics::new());
-    eventually("the link is there", || mqtt.publisher().trouble().is_none());
+    Subscriber::new(&broker, "palisade/status").wait_text("palisade/status", "online");
     let mut tail = Tail::start(&file, &[]);
     tail.note("listening to palisade/# at localhost:");
     tail.line("the daemon's state from before", |line| line.ends_with(" -  daemon is online  (retained)"));

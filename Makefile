@@ -17,8 +17,8 @@ PALISADE := $(TARGET)/release/palisade
 BUILD_PACKAGES := build-essential pkg-config libssl-dev libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev libgstrtspserver-1.0-dev
 RUN_PACKAGES := glib-networking gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav \
 	mosquitto mosquitto-clients
-# Independent witnesses: ffprobe reads our files, openssl makes certificates, systemd-analyze reads the unit.
-TEST_PACKAGES := ffmpeg openssl systemd procps
+# Independent witnesses: ffprobe reads our files, openssl makes certificates, systemd-analyze reads the unit, paho reads our messages.
+TEST_PACKAGES := ffmpeg openssl systemd procps python3 python3-paho-mqtt
 # Another processor's compiler, libraries and emulator. Debian's Rust, for its library is a package for every processor.
 ARM_PACKAGES := rustc-web libstd-rust-web-dev:arm64 gcc-aarch64-linux-gnu libc6-dev-arm64-cross libssl-dev:arm64 qemu-user-static pkg-config build-essential
 ARM := aarch64-unknown-linux-gnu

@@ -6,6 +6,7 @@ pub mod demo;
 pub mod log;
 pub mod oneshot;
 pub mod serve;
+pub mod topics;
 
 mod results;
 mod steer;

@@ -48,7 +48,7 @@ pub struct Checks<'c> {
     /// The file of the authority, or of the one certificate, that a camera is trusted by.
     pub ca_file: &'c dyn Fn(&Path) -> Result<(), String>,
     /// The broker's encryption.
-    pub tls: &'c dyn Fn(&TlsConfig) -> Result<(), String>,
+    pub tls: &'c dyn Fn(&TlsConfig) -> Result<(), TlsFault>,
     /// A device to compute on.
     pub device: &'c dyn Fn(Device) -> Result<(), String>,
 }
@@ -302,6 +302,8 @@ pub struct MqttConfig {
     pub stats_interval: Duration,
     /// First level(s) of Home Assistant's discovery topics; `None`: no discovery.
     pub discovery_prefix: Option<String>,
+    /// The largest packet sent, in bytes; a record that would make a larger one is refused alone.
+    pub max_packet: usize,
 }
 
 /// Which messages are kept on disk until the broker has them.
@@ -317,10 +319,30 @@ pub enum Durable {
 }
 
 /// Encryption of the broker connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct TlsConfig {
     /// PEM file of the authority to trust; `None`: the system's.
     pub ca_file: Option<PathBuf>,
+    /// What we show to a broker that asks who we are; `None`: nothing.
+    pub client: Option<ClientCertificate>,
+}
+
+/// The certificate by which the broker knows the daemon.
+#[derive(Clone, Debug)]
+pub struct ClientCertificate {
+    /// PEM file: the certificate, then those that lead to its authority, if any.
+    pub cert_file: PathBuf,
+    /// PEM file of its key, without a passphrase.
+    pub key_file: PathBuf,
+}
+
+/// What cannot be used of an encryption.
+#[derive(Debug)]
+pub struct TlsFault {
+    /// The key in `[mqtt]` that is at fault.
+    pub key: &'static str,
+    /// Why, in words that go on after `mqtt.KEY cannot be used: `.
+    pub why: String,
 }
 
 /// The log.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use palisade::app::bench::{self, cameras};
 use palisade::app::oneshot::{self, DetectArgs, ProbeArgs};
-use palisade::app::{self, check, demo, serve};
+use palisade::app::{self, check, demo, serve, topics};
 use palisade::base::error::{Context, Kind, Result};
 use palisade::base::metrics::Metrics;
 use palisade::base::redact::SecretString;
@@ -61,6 +61,12 @@ enum Command {
     Bench {
         #[command(subcommand)]
         what: Bench,
+    },
+    /// See what goes over the broker
+    #[command(arg_required_else_help = true)]
+    Mqtt {
+        #[command(subcommand)]
+        what: Mqtt,
     },
     /// Print every number of one answer as JSON, for comparison with another implementation
     #[command(hide = true)]
@@ -176,6 +182,25 @@ enum Bench {
     Mqtt(BenchMqtt),
 }
 
+#[derive(Subcommand)]
+enum Mqtt {
+    /// Print what this node publishes, a line a message, until stopped
+    Tail {
+        /// The configuration file of the daemon: broker, login and topic prefix
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Print one JSON object a message: topic, retained, payload
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the JSON Schema (draft 2020-12) of a payload: detections, status, events or stats; of all without a name
+    Schema {
+        /// Which payload
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+    },
+}
+
 #[derive(Args)]
 struct BenchModel {
     /// A checkpoint: a snapshot folder, or a hub id as owner/name[@revision]
@@ -282,6 +307,8 @@ fn main() -> ExitCode {
         Command::Bench { what: Bench::Mqtt(args) } => finish(bench_mqtt(&args).map(|()| 0)),
         Command::Bench { what: Bench::Cameras(args) } => finish(bench_cameras(args).map(|()| 0)),
         Command::Demo { samples, out } => finish(run_demo(&samples, out)),
+        Command::Mqtt { what: Mqtt::Tail { config, json } } => tail(&config, json),
+        Command::Mqtt { what: Mqtt::Schema { name } } => finish(topics::schema(name.as_deref()).map(|()| 0)),
         Command::Serve(args) => finish(run_serve(args).map(|()| 0)),
     }
 }
@@ -317,6 +344,18 @@ fn run(file: &std::path::Path) -> ExitCode {
             tracing::error!("{}", error.chain());
             ExitCode::from(if error.kind() == Kind::Config { EXIT_CONFIG } else { 1 })
         }
+    }
+}
+
+fn tail(config: &std::path::Path, json: bool) -> ExitCode {
+    let shutdown = Shutdown::new();
+    let tailed = warn_only().and_then(|()| stop_on_signals(&shutdown, || {})).and_then(|()| topics::tail(config, json, &shutdown));
+    match tailed {
+        Err(error) if error.kind() == Kind::Config => {
+            eprintln!("{}", error.chain());
+            ExitCode::from(EXIT_CONFIG)
+        }
+        other => finish(other.map(|()| 0)),
     }
 }
 

@@ -19,8 +19,10 @@ mod outbox;
 pub mod payload;
 mod pending;
 mod retained;
+pub mod schema;
 mod stats;
 mod store;
+pub mod tail;
 mod tls;
 mod topic;
 mod trouble;
@@ -38,7 +40,7 @@ use crate::base::error::{Context as _, Error, Kind, Result};
 use crate::base::metrics::Metrics;
 use crate::base::redact::ExposeSecret;
 use crate::base::thread::{self, Thread};
-use crate::config::{Durable, MqttConfig, TlsConfig};
+use crate::config::{Durable, MqttConfig, TlsConfig, TlsFault};
 use crate::types::{CameraId, CameraState, CameraStatus, Looked};
 
 use cameras::{Cameras, Payloads};
@@ -65,8 +67,8 @@ const BOUNDS: Bounds = Bounds { records: 1_000_000, bytes: 512 * 1024 * 1024, ag
 /// For the last records to be saved.
 const KEEP: Duration = Duration::from_secs(2);
 
-/// The largest packet sent. One that is larger would cost the connection, and its neighbours with it: it is refused before.
-const MAX_PACKET: usize = 256 * 1024;
+/// What the client takes at least, however small `max_packet` is: room for states and descriptions of ourselves.
+const OWN_PACKET: usize = 256 * 1024;
 
 /// The largest packet taken: the protocol allows no larger one.
 const MAX_INCOMING: usize = 256 * 1024 * 1024;
@@ -107,7 +109,7 @@ pub struct Mqtt {
 /// Starts the link; the broker need not be there.
 ///
 /// # Errors
-/// When the configuration cannot be used: topic prefix, QoS, or a CA file that is no certificate.
+/// When the configuration cannot be used: topic prefix, QoS, or a CA, certificate or key file that is none.
 pub fn start(config: MqttConfig, cameras: &[Watched], context: Context, metrics: &Metrics) -> Result<Mqtt> {
     start_with(config, cameras, context, metrics, Patience::default())
 }
@@ -118,7 +120,12 @@ pub fn start(config: MqttConfig, cameras: &[Watched], context: Context, metrics:
 /// As `start`.
 pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, metrics: &Metrics, patience: Patience) -> Result<Mqtt> {
     let topics = Topics::new(&config.topic_prefix);
-    let options = options(&config, &topics, patience)?;
+    if !rumqttc::valid_topic(&topics.status()) || config.topic_prefix.is_empty() {
+        let prefix = &config.topic_prefix;
+        return Err(Error::new(Kind::Config, format!("mqtt.topic_prefix {prefix:?} is no topic; must be words without + and #")));
+    }
+    let mut options = options(&config, patience)?;
+    options.set_last_will(LastWill::new(topics.status(), payload::OFFLINE, QoS::AtLeastOnce, true));
     let qos = rumqttc::qos(config.qos).map_err(|_| Error::new(Kind::Config, format!("mqtt.qos is {}; must be 0, 1 or 2", config.qos)))?;
     let desk = Arc::new(Desk::new(Pending::new(topics.status(), LIMITS)));
     let health = Arc::new(Health::new());
@@ -126,6 +133,7 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         context,
         durable: config.durable == Durable::All,
         topics,
+        max_packet: config.max_packet,
         metrics: metrics.clone(),
         discovery: config.discovery_prefix.clone(),
         control: config.control.then(Mutex::default),
@@ -166,13 +174,7 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         stats_interval: config.stats_interval,
         stats: Box::new(figures(publisher.clone())),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .thread_name("mqtt-dns")
-        .max_blocking_threads(1)
-        .build()
-        .context(Kind::Mqtt, || "the MQTT link cannot be set up")?;
+    let runtime = runtime()?;
     let thread = thread::spawn("mqtt", move || {
         runtime.block_on(Link::new(parts).serve());
         // A name server that does not answer must not hold up the stop.
@@ -189,33 +191,38 @@ fn figures(publisher: Publisher) -> impl Fn() -> (String, Vec<u8>) + Send {
     move || publisher.stats()
 }
 
+/// What a connection runs in: the caller's thread, and one below it for names.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_io().enable_time().thread_name("mqtt-dns").max_blocking_threads(1);
+    builder.build().context(Kind::Mqtt, || "the MQTT link cannot be set up")
+}
+
 /// Whether the broker's encryption can be set up; connects to nothing.
 ///
 /// # Errors
-/// When the CA file cannot be read or is no certificate.
-pub fn check_tls(config: &TlsConfig) -> Result<()> {
+/// When the CA file, the client's certificate or its key cannot be read or is none; names the key that is at fault.
+pub fn check_tls(config: &TlsConfig) -> Result<(), TlsFault> {
     tls::transport(config).map(drop)
 }
 
-fn options(config: &MqttConfig, topics: &Topics, patience: Patience) -> Result<MqttOptions> {
-    if !rumqttc::valid_topic(&topics.status()) || config.topic_prefix.is_empty() {
-        let prefix = &config.topic_prefix;
-        return Err(Error::new(Kind::Config, format!("mqtt.topic_prefix {prefix:?} is no topic; must be words without + and #")));
-    }
+/// How to reach the broker and who we are, without a last will.
+fn options(config: &MqttConfig, patience: Patience) -> Result<MqttOptions> {
     // An IPv6 address is asked for with or without brackets; the resolver and the certificate want it without.
     let host = config.host.trim_start_matches('[').trim_end_matches(']');
     let mut options = MqttOptions::new(config.client_id.as_str(), host, config.port);
     options.set_keep_alive(patience.keep_alive.max(Duration::from_secs(1)));
     options.set_clean_session(true);
-    // What is sent to us may be anything; one that is too large would cost the connection.
-    options.set_max_packet_size(MAX_INCOMING, MAX_PACKET);
-    options.set_last_will(LastWill::new(topics.status(), payload::OFFLINE, QoS::AtLeastOnce, true));
+    // What is sent to us may be anything; one that is too large would cost the connection. Records are held to max_packet
+    // before they are queued; here it would cost the connection, and states would go with it.
+    options.set_max_packet_size(MAX_INCOMING, config.max_packet.max(OWN_PACKET));
     if config.username.is_some() || config.password.is_some() {
         let password = config.password.as_ref().map_or("", |password| password.expose_secret());
         options.set_credentials(config.username.as_deref().unwrap_or_default(), password);
     }
     if let Some(tls) = &config.tls {
-        options.set_transport(tls::transport(tls).context(Kind::Config, || "mqtt.ca_file cannot be used")?);
+        let unusable = |fault: TlsFault| Error::new(Kind::Config, format!("mqtt.{} cannot be used: {}", fault.key, fault.why));
+        options.set_transport(tls::transport(tls).map_err(unusable)?);
     }
     Ok(options)
 }
@@ -278,6 +285,8 @@ struct Inner {
     /// Detections are worth a place on disk.
     durable: bool,
     topics: Topics,
+    /// A larger packet would cost the connection, and its neighbours with it: it is refused before. Bytes.
+    max_packet: usize,
     metrics: Metrics,
     /// Home Assistant's first topic level; `None`: it is told nothing.
     discovery: Option<String>,
@@ -301,9 +310,10 @@ impl Publisher {
         let lane = self.lane(camera);
         let payload = payload::looked(looked, &self.0.context);
         let size = lane.topic.len() + payload.len() + PACKET_OVERHEAD;
-        if size > MAX_PACKET {
+        let most = self.0.max_packet;
+        if size > most {
             lane.drop_one(Why::Large);
-            let line = format!("detections of camera {camera} are too large for a message; must be at most {MAX_PACKET} bytes");
+            let line = format!("detections of camera {camera} are too large for a message; must be at most mqtt.max_packet, {most} bytes");
             self.warn(&line, &format!("seq {} has {size} bytes", looked.seq));
             return;
         }
@@ -358,8 +368,8 @@ impl Publisher {
     fn retain(&self, stage: Stage, payloads: Payloads) {
         for (topic, payload) in payloads {
             let size = topic.len() + payload.len() + PACKET_OVERHEAD;
-            if size > MAX_PACKET {
-                self.warn(&format!("{topic} is too large for a message; must be at most {MAX_PACKET} bytes"), &format!("it has {size}"));
+            if size > OWN_PACKET {
+                self.warn(&format!("{topic} is too large for a message; must be at most {OWN_PACKET} bytes"), &format!("it has {size}"));
                 continue;
             }
             self.0.desk.lock().retain(stage, topic, payload);
@@ -465,13 +475,14 @@ mod tests {
             stats_interval: Duration::from_secs(60),
             discovery_prefix: None,
             control: false,
+            max_packet: 256 * 1024,
         }
     }
 
     #[test]
     fn secrets_in_clear_text_are_told_but_on_loopback() {
         assert!(sends_secrets_in_clear(&config("10.0.0.2")));
-        assert!(!sends_secrets_in_clear(&MqttConfig { tls: Some(TlsConfig { ca_file: None }), ..config("10.0.0.2") }));
+        assert!(!sends_secrets_in_clear(&MqttConfig { tls: Some(TlsConfig::default()), ..config("10.0.0.2") }));
         assert!(!sends_secrets_in_clear(&MqttConfig { username: None, password: None, ..config("10.0.0.2") }));
         for loopback in ["localhost", "127.0.0.1", "::1", "[::1]"] {
             assert!(!sends_secrets_in_clear(&config(loopback)), "{loopback}");

@@ -78,12 +78,40 @@ fn every_key_of_the_contract_is_taken() {
          [output.snapshots]\ndir = \"out/s\"\nkeep = 1000\nkeep_days = 7\n[output.file]\npath = \"out/{{camera}}.mp4\"\n[output.rtsp]\nlisten = \"127.0.0.1:8554\"\n\
          [[output.custom]]\npipeline = \"videoconvert ! x264enc tune=zerolatency ! mpegtsmux ! udpsink host=127.0.0.1 port=5000\"\n\
          [mqtt]\nhost = \"127.0.0.1\"\nport = 1883\nusername = \"palisade\"\npassword_file = {secret:?}\ntopic_prefix = \"palisade\"\nqos = 1\ntls = false\n\
-         ca_file = \"/etc/ssl/certs/ca.pem\"\ncontrol = false\nstate_dir = \"/var/lib/palisade\"\nstats_interval = 60\ndiscovery = true\n\
+         ca_file = \"/etc/ssl/certs/ca.pem\"\nmax_packet = 262144\ncontrol = false\nstate_dir = \"/var/lib/palisade\"\nstats_interval = 60\ndiscovery = true\n\
          discovery_prefix = \"homeassistant\"\n[log]\nlevel = \"info\"\nformat = \"auto\"\n"
     );
     std::fs::write(&file, text).unwrap();
     let output = palisade(&["check", "--config", file.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{}", self::text(&output.stderr));
+}
+
+#[test]
+fn a_key_that_is_not_the_certificates_is_a_fault_with_its_line() {
+    let folder = tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for name in ["a", "b"] {
+        let request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=node", "-keyout"];
+        let made =
+            Command::new("openssl").args(request).arg(path(&format!("{name}.key"))).arg("-out").arg(path(&format!("{name}.pem"))).output();
+        assert!(made.unwrap().status.success());
+    }
+    let check = |key: &str| {
+        let (cert, key, file) = (path("a.pem"), path(key), path("mqtt.toml"));
+        let text = format!(
+            "[model]\npath = \"samples/demo-model\"\n[[camera]]\nid = \"a\"\nuri = \"rtsp://127.0.0.1/a\"\nlabels = [\"cat\"]\n\
+             [mqtt]\nhost = \"127.0.0.1\"\ntls = true\ncert_file = {cert:?}\nkey_file = {key:?}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        palisade(&["check", "--config", file.to_str().unwrap()])
+    };
+    assert_eq!(check("a.key").status.code(), Some(0));
+    let other = check("b.key");
+    assert_eq!(other.status.code(), Some(78));
+    let told = text(&other.stderr);
+    let (cert, key) = (path("a.pem"), path("b.key"));
+    let fault = format!(":11: mqtt.key_file cannot be used: {} is not the key of the certificate in {}", key.display(), cert.display());
+    assert!(told.contains(&fault) && told.lines().count() == 1, "{told}");
 }
 
 #[test]

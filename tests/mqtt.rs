@@ -1,9 +1,13 @@
 //! The MQTT stage against a real mosquitto: what is published, in what order, and that a broker which is away, dies,
 //! freezes or refuses costs neither a record nor a moment of the caller's time.
 
+mod consumer;
 mod durable;
+mod encryption;
 mod outage;
+mod schema;
 mod state;
+mod tail;
 
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
@@ -71,6 +75,20 @@ fn looked(id: &str, seq: u64, raw: &str) -> Looked {
         inference: Duration::from_millis(40),
         total: Duration::from_millis(42),
     }
+}
+
+/// The same with a cat in the middle of the left half, and a rejected rest.
+fn found(id: &str, seq: u64) -> Looked {
+    let locs = [251, 104, 893, 610];
+    let answer = Answer {
+        raw: "<loc0251><loc0104><loc0893><loc0610> cat".to_owned(),
+        finish: Finish::Length,
+        detections: vec![Detection { label: "cat".to_owned(), score: 0.912_345, locs, box01: Box01::from_locs(locs) }],
+        rejected: vec![Rejected { text: "<loc0900>".to_owned(), why: "empty box" }],
+        tokens: vec![3, 4, 5],
+        drafts_accepted: 2,
+    };
+    Looked { answer: Arc::new(answer), ..looked(id, seq, "") }
 }
 
 fn running(id: &str, fps: f64) -> CameraStatus {
@@ -155,16 +173,7 @@ fn detections_follow_the_contract_field_by_field() {
     let subscriber = Subscriber::new(&broker, "palisade/street/detections");
     let metrics = Metrics::new();
     let mqtt = start(broker.config("fields"), &metrics);
-    let locs = [251, 104, 893, 610];
-    let answer = Answer {
-        raw: "<loc0251><loc0104><loc0893><loc0610> cat".to_owned(),
-        finish: Finish::Length,
-        detections: vec![Detection { label: "cat".to_owned(), score: 0.912_345, locs, box01: Box01::from_locs(locs) }],
-        rejected: vec![Rejected { text: "<loc0900>".to_owned(), why: "empty box" }],
-        tokens: vec![3, 4, 5],
-        drafts_accepted: 2,
-    };
-    mqtt.publisher().looked(&Looked { answer: Arc::new(answer), ..looked("street", 7, "") });
+    mqtt.publisher().looked(&found("street", 7));
     subscriber.wait_for("the detections", |messages| !messages.is_empty());
     let message = subscriber.messages().remove(0);
     assert!(!message.retain);
@@ -205,6 +214,40 @@ fn the_end_delivers_what_waits_before_it_says_offline() {
 }
 
 #[test]
+fn a_small_packet_limit_does_not_hold_back_states() {
+    let broker = Broker::start();
+    let subscriber = Subscriber::new(&broker, "palisade/street/status");
+    let metrics = Metrics::new();
+    let mqtt = start(MqttConfig { max_packet: 1024, ..broker.config("small") }, &metrics);
+    let reason = "the camera says a lot ".repeat(100);
+    mqtt.publisher().camera_status(&CameraStatus { reason: reason.clone(), ..running("street", 1.0) });
+    subscriber.wait_for("the long reason", |messages| messages.iter().any(|one| one.json()["reason"] == reason.as_str()));
+    assert_eq!(metrics.counter("mqtt_connects", "broker").get(), 1);
+    mqtt.finish(LONG);
+}
+
+#[test]
+fn a_daemon_without_control_hears_nothing() {
+    let broker = Broker::start();
+    let subscriber = Subscriber::new(&broker, "palisade/#");
+    let mqtt = start(broker.config("deaf"), &Metrics::new());
+    subscriber.wait_text("palisade/status", "online");
+    for (topic, text) in [("prompt/set", "detect dog"), ("detect/set", "OFF"), ("prompt/set", "")] {
+        let port = broker.port().to_string();
+        let arguments = ["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", &format!("palisade/street/{topic}"), "-m", text];
+        let sent = std::process::Command::new("mosquitto_pub").args(arguments).status();
+        assert!(sent.expect("mosquitto_pub must be installed: apt install mosquitto-clients").success());
+    }
+    subscriber.wait_for("what was sent", |messages| messages.iter().filter(|one| one.topic.ends_with("/set")).count() == 3);
+    publish(&mqtt.publisher(), &looked("street", 1, ""));
+    subscriber.wait_for("detections", |messages| messages.last().is_some_and(|one| one.topic.ends_with("/detections")));
+    assert_eq!(subscriber.messages().last().unwrap().json()["prompt"], "detect cat ; dog");
+    let log = broker.log();
+    assert!(!log.contains("Received SUBSCRIBE from deaf") && !log.contains("Sending PUBLISH to deaf"), "{log}");
+    mqtt.finish(LONG);
+}
+
+#[test]
 fn qos_0_and_2_are_kept() {
     let broker = Broker::start();
     for qos in [0, 2] {
@@ -226,17 +269,23 @@ fn a_record_over_the_packet_limit_is_refused_alone() {
     let broker = Broker::start();
     let subscriber = Subscriber::new(&broker, "palisade/street/detections");
     let metrics = Metrics::new();
-    let mqtt = start(broker.config("large"), &metrics);
-    let large = "x".repeat(300 * 1024);
-    let fits = "y".repeat(200 * 1024);
-    for (seq, raw) in [(1, "a"), (2, large.as_str()), (3, fits.as_str()), (4, "b")] {
-        publish(&mqtt.publisher(), &looked("street", seq, raw));
+    for (max_packet, fits, large) in [(256 * 1024, 200 * 1024, 300 * 1024), (4096, 3000, 5000), (600 * 1024, 500 * 1024, 700 * 1024)] {
+        let before = (published(&metrics, "street"), dropped(&metrics, "street"));
+        let client_id = format!("large-{max_packet}");
+        let mqtt = start(MqttConfig { max_packet, ..broker.config(&client_id) }, &metrics);
+        let (fits, large) = ("y".repeat(fits), "x".repeat(large));
+        for (seq, raw) in [(1, "a"), (2, large.as_str()), (3, fits.as_str()), (4, "b")] {
+            publish(&mqtt.publisher(), &looked("street", max_packet as u64 + seq, raw));
+        }
+        eventually("the neighbours are acknowledged", || published(&metrics, "street") == before.0 + 3);
+        assert_eq!(dropped(&metrics, "street"), before.1 + 1);
+        mqtt.finish(LONG);
+        let expected = [1, 3, 4].map(|seq| max_packet as u64 + seq);
+        let arrived = || first_arrivals(&subscriber.messages(), "street");
+        eventually("the neighbours arrive", || arrived().iter().filter(|seq| expected.contains(seq)).count() == 3);
+        assert!(!arrived().contains(&(max_packet as u64 + 2)));
     }
-    subscriber.wait_for("the neighbours", |messages| messages.len() >= 3);
-    assert_eq!(first_arrivals(&subscriber.messages(), "street"), [1, 3, 4]);
-    eventually("the neighbours are acknowledged", || published(&metrics, "street") == 3);
-    assert_eq!((dropped(&metrics, "street"), metrics.counter("mqtt_connects", "broker").get()), (1, 1));
-    mqtt.finish(LONG);
+    assert_eq!(metrics.counter("mqtt_connects", "broker").get(), 3, "a large record cost a connection");
 }
 
 #[test]
@@ -264,9 +313,9 @@ fn tls_works_with_the_right_authority_and_name_only() {
     let broker = Broker::with_tls();
     let subscriber = Subscriber::new(&broker, "palisade/#");
     make_authority(broker.path("").as_path(), "other");
-    let other = Some(TlsConfig { ca_file: Some(broker.path("other.pem")) });
+    let other = Some(TlsConfig { ca_file: Some(broker.path("other.pem")), client: None });
     let strangers = [
-        ("the system's authorities", MqttConfig { tls: Some(TlsConfig { ca_file: None }), ..broker.config("stranger-1") }),
+        ("the system's authorities", MqttConfig { tls: Some(TlsConfig::default()), ..broker.config("stranger-1") }),
         ("another authority", MqttConfig { tls: other, ..broker.config("stranger-2") }),
         ("another name", MqttConfig { host: "127.0.0.1".to_owned(), ..broker.config("stranger-3") }),
         ("no TLS", MqttConfig { tls: None, ..broker.config("stranger-4") }),
@@ -314,7 +363,7 @@ fn a_ca_file_that_is_no_certificate_stops_the_start() {
     let path = folder.path().join("ca.pem");
     std::fs::write(&path, "not a certificate\n").unwrap();
     let broker = Broker::start();
-    let config = MqttConfig { tls: Some(TlsConfig { ca_file: Some(path.clone()) }), ..broker.config("garbage") };
+    let config = MqttConfig { tls: Some(TlsConfig { ca_file: Some(path.clone()), client: None }), ..broker.config("garbage") };
     let context = Context { model: String::new(), run: RUN };
     let error = mqtt::start(config, &[], context, &Metrics::new()).err().unwrap();
     assert!(

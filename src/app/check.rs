@@ -16,7 +16,7 @@ pub fn load(file: &Path) -> Result<Config, Faults> {
         fragment: &|fragment| source::init().and_then(|()| sink::video::check_fragment(fragment)).map_err(sentence),
         source: &|fragment| source::check_fragment(fragment).map_err(sentence),
         ca_file: &|path| source::check_ca(path).map_err(sentence),
-        tls: &|tls| mqtt::check_tls(tls).map_err(sentence),
+        tls: &mqtt::check_tls,
         device: &|device| model::check_device(device).map_err(sentence),
     };
     Config::load(file, &checks)

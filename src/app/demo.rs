@@ -19,6 +19,7 @@ use crate::base::error::{Context, Error, Kind, Result};
 use crate::base::metrics::Metrics;
 use crate::base::shutdown::Shutdown;
 use crate::base::thread;
+use crate::mqtt::tail;
 
 const LABELS: [&str; 10] = ["person", "cat", "dog", "car", "bus", "truck", "bicycle", "bird", "horse", "traffic light"];
 
@@ -205,7 +206,7 @@ impl Screen {
                 *heard.objects.entry(one["label"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
             }
         }
-        let objects: Vec<String> = found.iter().map(object).collect();
+        let objects: Vec<String> = found.iter().map(tail::object).collect();
         let objects = if objects.is_empty() { "nothing".to_owned() } else { objects.join("   ") };
         self.line(&format!(
             "{} #{:<4} {objects}",
@@ -262,11 +263,4 @@ impl Screen {
         ];
         oneshot::print(&lines.join("\n"))
     }
-}
-
-/// `car 0.98 at 0.12,0.40`: the label, the score, and the middle of the box in shares of width and height.
-fn object(one: &Value) -> String {
-    let middle = |low: &str, high: &str| (one["box"][low].as_f64().unwrap_or(0.0) + one["box"][high].as_f64().unwrap_or(0.0)) / 2.0;
-    let (x, y) = (middle("x_min", "x_max"), middle("y_min", "y_max"));
-    format!("{} {:.2} at {x:.2},{y:.2}", one["label"].as_str().unwrap_or_default(), one["score"].as_f64().unwrap_or(0.0))
 }

@@ -12,8 +12,8 @@ use crate::base::redact::SecretString;
 use crate::config::reader::{At, Document, Fault, Section};
 use crate::config::scores;
 use crate::config::{
-    Checks, Config, CustomConfig, Device, Dtype, Durable, FileConfig, LogConfig, LogFormat, ModelConfig, ModelSource, MqttConfig,
-    OutputConfig, RtspConfig, SnapshotConfig, TlsConfig,
+    Checks, ClientCertificate, Config, CustomConfig, Device, Dtype, Durable, FileConfig, LogConfig, LogFormat, ModelConfig, ModelSource,
+    MqttConfig, OutputConfig, RtspConfig, SnapshotConfig, TlsConfig,
 };
 
 const DAY: f64 = 86_400.0;
@@ -250,12 +250,8 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
     let topic_prefix = topic_levels(&mut section, "topic_prefix", "palisade");
     let qos = section.integer("qos", 0..=2, 1) as u8;
     let encrypted = section.flag("tls", false).value;
-    let ca_file = section.text("ca_file");
-    let tls = encrypted.then(|| TlsConfig { ca_file: ca_file.as_ref().map(|file| file.value.clone().into()) });
-    if let Some(Err(why)) = tls.as_ref().map(outside.checks.tls) {
-        let (key, offset) = ca_file.map_or(("tls", section.offset()), |file| ("ca_file", file.offset));
-        section.fault(key, offset, &format!("cannot be used: {why}"));
-    }
+    let tls = tls(&mut section, encrypted, outside);
+    let max_packet = section.integer("max_packet", 1024..=268_435_455, 256 * 1024) as usize;
     let control = section.flag("control", false).value;
     let state_dir = section.text("state_dir").map(|text| PathBuf::from(text.value));
     let durable = section.choice("durable", &[("all", Durable::All), ("events", Durable::Events), ("none", Durable::None)], Durable::All);
@@ -282,7 +278,35 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
         control,
         stats_interval,
         discovery_prefix,
+        max_packet,
     })
+}
+
+fn tls(section: &mut Section<'_, '_>, encrypted: bool, outside: &Outside<'_>) -> Option<TlsConfig> {
+    let [ca_file, cert_file, key_file] = ["ca_file", "cert_file", "key_file"].map(|key| section.text(key));
+    let path = |file: At<String>| PathBuf::from(file.value);
+    let client = match (cert_file, key_file) {
+        (Some(cert), Some(key)) if encrypted => Some(ClientCertificate { cert_file: path(cert), key_file: path(key) }),
+        (Some(file), _) | (None, Some(file)) if !encrypted => {
+            let key = if section.holds("cert_file") { "cert_file" } else { "key_file" };
+            section.fault(key, file.offset, "has no meaning without encryption; must stand beside tls = true");
+            None
+        }
+        (Some(cert), None) => {
+            section.fault("cert_file", cert.offset, "stands without key_file; must be both or neither");
+            None
+        }
+        (None, Some(key)) => {
+            section.fault("key_file", key.offset, "stands without cert_file; must be both or neither");
+            None
+        }
+        _ => None,
+    };
+    let tls = encrypted.then(|| TlsConfig { ca_file: ca_file.map(path), client })?;
+    if let Err(fault) = (outside.checks.tls)(&tls) {
+        section.fault(fault.key, section.offset_of(fault.key), &format!("cannot be used: {}", fault.why));
+    }
+    Some(tls)
 }
 
 fn port(section: &mut Section<'_, '_>) -> Option<u16> {

@@ -24,14 +24,19 @@ impl Trouble {
 
     /// What `error` means for the link to `broker` (`host:port`).
     pub fn from_error(broker: &str, error: &ConnectionError) -> Self {
+        if let Some(why) = alert(&error.to_string()) {
+            let sentence = format!("broker {broker} takes no client without a certificate that it knows: {why}; check mqtt.cert_file");
+            return Self { sentence, refused: true };
+        }
         let sentence = match error {
             ConnectionError::ConnectionRefused(code) => return Self::from_refusal(broker, *code),
             ConnectionError::NetworkTimeout => format!("broker {broker} did not answer in time"),
             ConnectionError::FlushTimeout => format!("broker {broker} takes no more data"),
-            ConnectionError::Tls(cause) => format!(
-                "broker {broker} could not be reached over TLS: {}; check mqtt.ca_file, and that its certificate names this host",
-                reason(&cause.to_string())
-            ),
+            ConnectionError::Tls(cause) => {
+                let report = cause.to_string();
+                let reason = reason(&report);
+                format!("broker {broker} could not be reached over TLS: {reason}; {}", cure(reason))
+            }
             ConnectionError::Io(cause) => format!("broker {broker} cannot be reached: {cause}"),
             ConnectionError::MqttState(StateError::AwaitPingResp) => format!("broker {broker} stopped answering pings"),
             ConnectionError::MqttState(StateError::ConnectionAborted) => format!("broker {broker} closed the connection"),
@@ -56,10 +61,27 @@ impl Trouble {
     }
 }
 
+/// What the broker says of our certificate, if OpenSSL's report tells of that (the alerts of RFC 8446, 6.2). With TLS 1.3
+/// it comes after the handshake, in place of an answer; with 1.2 a missing certificate is a mere `handshake failure`.
+fn alert(report: &str) -> Option<&str> {
+    let (_, rest) = report.split_once(" alert ")?;
+    let why = rest.split(':').next()?;
+    (why.contains("certificate") || ["unknown ca", "handshake failure"].contains(&why)).then_some(why)
+}
+
 /// What OpenSSL's report says to a person: the words in its last parentheses, if it has any.
 fn reason(report: &str) -> &str {
     let inner = report.rsplit_once('(').and_then(|(_, rest)| rest.split_once(')'));
     inner.map_or(report, |(reason, _)| reason)
+}
+
+/// What to do about it.
+fn cure(reason: &str) -> &'static str {
+    match reason {
+        "certificate has expired" => "the broker needs a new certificate, or this machine's clock is wrong",
+        "certificate is not yet valid" => "this machine's clock may be wrong",
+        _ => "check mqtt.ca_file, and that its certificate names this host",
+    }
 }
 
 /// Lets the first of a kind of line through, and the same again only after a while.
@@ -111,6 +133,23 @@ mod tests {
         let report = "Native TLS error error:0A000086:SSL routines:tls_post_process:verify failed:../clnt.c:1889: (IP address mismatch)";
         assert_eq!(reason(report), "IP address mismatch");
         assert_eq!(reason("I/O: unexpected EOF"), "I/O: unexpected EOF");
+    }
+
+    #[test]
+    fn a_broker_that_wants_a_certificate_is_understood() {
+        let report =
+            "error:0A00045C:SSL routines:ssl3_read_bytes:tlsv13 alert certificate required:../rec_layer_s3.c:1601:SSL alert number 116";
+        assert_eq!(alert(report), Some("certificate required"));
+        let state = StateError::Deserialization(mqttbytes::Error::Io(std::io::Error::other(report)));
+        let trouble = Trouble::from_error("hub:8883", &ConnectionError::MqttState(state));
+        let sentence = "broker hub:8883 takes no client without a certificate that it knows: certificate required; check mqtt.cert_file";
+        assert_eq!(trouble, Trouble { sentence: sentence.to_owned(), refused: true });
+        assert_eq!(
+            alert("error:0A000418:SSL routines:ssl3_read_bytes:tlsv1 alert unknown ca:../x.c:1:SSL alert number 48"),
+            Some("unknown ca")
+        );
+        assert_eq!(alert("error:0A000126:SSL routines::unexpected eof while reading:../x.c:1:"), None);
+        assert_eq!(alert("error:0A000438:SSL routines:ssl3_read_bytes:tlsv1 alert internal error:../x.c:1:SSL alert number 80"), None);
     }
 
     #[test]

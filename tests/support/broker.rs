@@ -9,8 +9,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use palisade::config::{MqttConfig, TlsConfig};
-use rumqttc::tokio_native_tls::native_tls::{Certificate, TlsConnector};
+use palisade::config::{ClientCertificate, MqttConfig, TlsConfig};
+use rumqttc::tokio_native_tls::native_tls::{Certificate, Identity, TlsConnector};
 use rumqttc::{Client, Event, MqttOptions, Packet, QoS, TlsConfiguration, Transport};
 use tempfile::TempDir;
 
@@ -39,6 +39,10 @@ pub struct Setup {
     pub login: Option<(String, String)>,
     /// Only TLS, with a certificate for `localhost` (not for 127.0.0.1) of an authority made for this broker.
     pub tls: bool,
+    /// With `tls`: its certificate was valid until yesterday.
+    pub expired: bool,
+    /// With `tls`: only who shows a certificate of the broker's authority may in; `client.pem` and `client.key` are one.
+    pub asks_for_certificate: bool,
     /// The port; `None`: a free one.
     pub port: Option<u16>,
 }
@@ -72,7 +76,8 @@ impl Broker {
         let folder = tempfile::tempdir().unwrap();
         if setup.tls {
             make_authority(folder.path(), "ca");
-            make_certificate(folder.path(), "server");
+            make_certificate(folder.path(), "server", if setup.expired { -1 } else { 2 });
+            make_certificate(folder.path(), "client", 2);
         }
         let port = setup.port.unwrap_or_else(free_port);
         let mut broker = Self { setup, port, folder, child: None };
@@ -95,6 +100,9 @@ impl Broker {
         ];
         if self.setup.tls {
             lines.push(format!("certfile {}\nkeyfile {}", path("server.pem"), path("server.key")));
+        }
+        if self.setup.asks_for_certificate {
+            lines.push(format!("cafile {}\nrequire_certificate true", path("ca.pem")));
         }
         match &self.setup.login {
             Some((user, password)) => {
@@ -164,9 +172,15 @@ impl Broker {
         self.signal("CONT");
     }
 
-    /// A configuration that reaches it: host, port, login and CA; prefix `palisade`, QoS 1, discovery.
+    /// The certificate that it lets in.
+    pub fn client_certificate(&self) -> ClientCertificate {
+        ClientCertificate { cert_file: self.path("client.pem"), key_file: self.path("client.key") }
+    }
+
+    /// A configuration that reaches it: host, port, login, CA and client certificate; prefix `palisade`, QoS 1, discovery.
     pub fn config(&self, client_id: &str) -> MqttConfig {
         let (username, password) = self.setup.login.clone().unzip();
+        let client = self.setup.asks_for_certificate.then(|| self.client_certificate());
         MqttConfig {
             host: "localhost".to_owned(),
             port: self.port,
@@ -174,13 +188,14 @@ impl Broker {
             password: password.map(Into::into),
             topic_prefix: "palisade".to_owned(),
             qos: 1,
-            tls: self.setup.tls.then(|| TlsConfig { ca_file: Some(self.path("ca.pem")) }),
+            tls: self.setup.tls.then(|| TlsConfig { ca_file: Some(self.path("ca.pem")), client }),
             client_id: client_id.to_owned(),
             durable: palisade::config::Durable::All,
             state_dir: None,
             control: false,
             stats_interval: Duration::from_secs(60),
             discovery_prefix: Some("homeassistant".to_owned()),
+            max_packet: 256 * 1024,
         }
     }
 
@@ -215,8 +230,9 @@ pub fn make_authority(folder: &Path, name: &str) {
     );
 }
 
-/// Makes `NAME.pem` and `NAME.key` in `folder`: a certificate for `localhost` of the authority `ca` there.
-fn make_certificate(folder: &Path, name: &str) {
+/// Makes `NAME.pem` and `NAME.key` in `folder`: a certificate for `localhost` of the authority `ca` there, valid for so many
+/// days from now.
+fn make_certificate(folder: &Path, name: &str, days: i32) {
     fs::write(folder.join("names"), "subjectAltName=DNS:localhost\n").unwrap();
     openssl(
         folder,
@@ -225,7 +241,7 @@ fn make_certificate(folder: &Path, name: &str) {
     );
     openssl(
         folder,
-        &format!("x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out {name}.pem"),
+        &format!("x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days {days} -extfile names -out {name}.pem"),
         &[],
     );
 }
@@ -301,7 +317,12 @@ impl Subscriber {
         }
         if broker.setup.tls {
             let authority = Certificate::from_pem(&fs::read(broker.path("ca.pem")).unwrap()).unwrap();
-            let connector = TlsConnector::builder().add_root_certificate(authority).build().unwrap();
+            let mut builder = TlsConnector::builder();
+            if broker.setup.asks_for_certificate {
+                let [cert, key] = ["client.pem", "client.key"].map(|name| fs::read(broker.path(name)).unwrap());
+                builder.identity(Identity::from_pkcs8(&cert, &key).unwrap());
+            }
+            let connector = builder.add_root_certificate(authority).build().unwrap();
             options.set_transport(Transport::tls_with_config(TlsConfiguration::NativeConnector(connector)));
         }
         let (client, mut connection) = Client::new(options, 16);

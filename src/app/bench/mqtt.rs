@@ -181,6 +181,7 @@ fn config(port: u16, state_dir: Option<PathBuf>) -> MqttConfig {
         durable: Durable::All,
         state_dir,
         control: false,
+        max_packet: 256 * 1024,
         stats_interval: Duration::from_secs(60),
         discovery_prefix: None,
     }

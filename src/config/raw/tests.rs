@@ -1,6 +1,6 @@
 use super::*;
 use crate::base::redact::ExposeSecret;
-use crate::config::{DecoderKind, Input, MotionConfig, Transport};
+use crate::config::{DecoderKind, Input, MotionConfig, TlsFault, Transport};
 use crate::types::MinScore;
 
 const CAMERA: &str = "[[camera]]\nid = \"street\"\nuri = \"rtsp://cam/main\"\nprompt = \"detect cat; dog\"\n";
@@ -8,7 +8,12 @@ const CAMERA: &str = "[[camera]]\nid = \"street\"\nuri = \"rtsp://cam/main\"\npr
 fn read(text: &str) -> Result<Config, Vec<Fault>> {
     let env = |name: &str| (name == "PALISADE_CAMERA_STREET_PASSWORD").then(|| "from-env".to_owned());
     let fragment = |text: &str| if text == "nonsense" { Err("no element \"nonsense\"".to_owned()) } else { Ok(()) };
-    let tls = |tls: &TlsConfig| if tls.ca_file.is_some() { Err("no certificate".to_owned()) } else { Ok(()) };
+    let unusable = |key, why: &str| Err(TlsFault { key, why: why.to_owned() });
+    let tls = |tls: &TlsConfig| match (&tls.ca_file, &tls.client) {
+        (Some(_), _) => unusable("ca_file", "no certificate"),
+        (None, Some(client)) if !client.key_file.starts_with("/certs") => unusable("key_file", "no key"),
+        _ => Ok(()),
+    };
     let device = |device: Device| if matches!(device, Device::Cuda(_)) { Err("no such GPU".to_owned()) } else { Ok(()) };
     let source = |text: &str| if text == "nonsense" { Err("the fragment has no source".to_owned()) } else { Ok(()) };
     let ca_file = |path: &Path| if path.starts_with("/certs") { Ok(()) } else { Err("no certificate".to_owned()) };
@@ -225,6 +230,37 @@ fn what_only_a_stage_can_judge_is_a_fault_with_its_line() {
     assert_eq!(faults(&text), ["line 3: model.device no such GPU", "line 7: mqtt.ca_file cannot be used: no certificate"]);
     let plain = text.replace("tls = true", "tls = false").replace("cuda:3", "cpu");
     assert!(read(&plain).unwrap().mqtt.unwrap().tls.is_none());
+}
+
+#[test]
+fn a_client_certificate_comes_with_its_key_and_with_encryption() {
+    let mqtt = |lines: &str| format!("[model]\npath = \"samples\"\n[mqtt]\nhost = \"h\"\n{lines}{CAMERA}");
+    let (cert, key) = ("cert_file = \"/certs/a.pem\"\n", "key_file = \"/certs/a.key\"\n");
+    let client = read(&mqtt(&format!("tls = true\n{cert}{key}"))).unwrap().mqtt.unwrap().tls.unwrap().client.unwrap();
+    assert_eq!((client.cert_file, client.key_file), ("/certs/a.pem".into(), "/certs/a.key".into()));
+    let both = "must be both or neither";
+    assert_eq!(faults(&mqtt(&format!("tls = true\n{cert}"))), [format!("line 6: mqtt.cert_file stands without key_file; {both}")]);
+    assert_eq!(faults(&mqtt(&format!("tls = true\n{key}"))), [format!("line 6: mqtt.key_file stands without cert_file; {both}")]);
+    let clear = "has no meaning without encryption; must stand beside tls = true";
+    assert_eq!(faults(&mqtt(&format!("{cert}{key}"))), [format!("line 5: mqtt.cert_file {clear}")]);
+    assert_eq!(faults(&mqtt(key)), [format!("line 5: mqtt.key_file {clear}")]);
+    let unusable = mqtt(&format!("tls = true\n{cert}key_file = \"/other\"\n"));
+    assert_eq!(faults(&unusable), ["line 7: mqtt.key_file cannot be used: no key"]);
+}
+
+#[test]
+fn the_largest_packet_is_bounded_and_has_a_default() {
+    let mqtt = |lines: &str| format!("[model]\npath = \"samples\"\n[mqtt]\nhost = \"h\"\n{lines}{CAMERA}");
+    assert_eq!(read(&mqtt("")).unwrap().mqtt.unwrap().max_packet, 262_144);
+    for (written, most) in [("1024", 1024), ("268_435_455", 268_435_455)] {
+        assert_eq!(read(&mqtt(&format!("max_packet = {written}\n"))).unwrap().mqtt.unwrap().max_packet, most);
+    }
+    for (written, told) in [("1023", "1023"), ("268435456", "268435456"), ("-1", "-1"), ("0", "0")] {
+        let expected = format!("line 5: mqtt.max_packet is {told}; must be in 1024..=268435455");
+        assert_eq!(faults(&mqtt(&format!("max_packet = {written}\n"))), [expected]);
+    }
+    let text = faults(&mqtt("max_packet = \"1 MiB\"\n"));
+    assert_eq!(text, ["line 5: mqtt.max_packet is a string; must be a whole number in 1024..=268435455"]);
 }
 
 #[test]

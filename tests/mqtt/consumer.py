@@ -1,0 +1,164 @@
+"""A consumer written with another library (paho-mqtt, 1.6 or 2), by the contract alone: subscribes to everything of a node and checks that
+each message holds what is promised. Prints `subscribed` once it is, and what is wrong; ends with 0 if nothing is.
+
+usage: consumer.py PORT 3|5 PREFIX CAMERA COUNT
+"""
+
+import json
+import re
+import sys
+import threading
+
+import paho.mqtt.client as mqtt
+
+PORT, VERSION, PREFIX, CAMERA, COUNT = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5])
+PATIENCE = 60
+
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def whole(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def share(value):
+    return number(value) and 0 <= value <= 1
+
+
+def text(value):
+    return isinstance(value, str)
+
+
+def one_of(*names):
+    return lambda value: value in names
+
+
+def like(pattern):
+    return lambda value: text(value) and pattern.fullmatch(value) is not None
+
+
+def fields(promised):
+    """Each key is there and is what it must be; more keys may be there."""
+
+    def check(value):
+        if not isinstance(value, dict):
+            return False
+        for key, right in promised.items():
+            if key not in value or not right(value[key]):
+                raise ValueError(f"{key} is {value.get(key, 'missing')!r}")
+        return True
+
+    return check
+
+
+def each(right):
+    return lambda value: isinstance(value, list) and all(right(item) for item in value)
+
+
+def corners(right):
+    inner = fields(dict.fromkeys(("x_min", "y_min", "x_max", "y_max"), right))
+    return lambda value: inner(value) and value["x_min"] <= value["x_max"] and value["y_min"] <= value["y_max"]
+
+
+DETECTION = fields({
+    "label": text,
+    "score": share,
+    "score_kind": one_of("token_probability"),
+    "locs": lambda value: len(value) == 4 and all(whole(loc) and loc < 1024 for loc in value),
+    "box": corners(share),
+    "pixels": corners(whole),
+})
+
+DETECTIONS = fields({
+    "schema": one_of(1),
+    "camera": one_of(CAMERA),
+    "run": like(UUID),
+    "seq": lambda value: whole(value) and value > 0,
+    "time": like(TIME),
+    "epoch": number,
+    "time_source": one_of("ntp", "pipeline", "file"),
+    "frame": fields({"width": whole, "height": whole}),
+    "prompt": text,
+    "prompt_id": text,
+    "model": text,
+    "latency_ms": fields({"queue": number, "inference": number, "total": number}),
+    "raw": text,
+    "finish": one_of("eos", "length"),
+    "tokens": whole,
+    "drafts_accepted": whole,
+    "detections": each(DETECTION),
+    "dropped": each(fields({"text": text, "why": text})),
+})
+
+STATUS = fields({
+    "state": one_of("connecting", "running", "stalled", "backoff", "failed", "disabled"),
+    "reason": text,
+    "since": like(TIME),
+    "fps": number,
+})
+
+wrong, sequence, seen, done = [], [], set(), threading.Event()
+
+
+def check(message):
+    topic = message.topic[len(PREFIX) + 1:]
+    if topic == "status":
+        # The broker's last word may be from before.
+        if message.payload not in (b"online", b"offline"):
+            wrong.append(f"{message.topic} says {message.payload!r}")
+    elif topic == f"{CAMERA}/status":
+        STATUS(json.loads(message.payload))
+    elif topic == f"{CAMERA}/detections":
+        value = json.loads(message.payload)
+        DETECTIONS(value)
+        if message.retain or message.qos != 1:
+            wrong.append(f"{message.topic} came with retain {message.retain} and QoS {message.qos}")
+        # At least once: what comes again is known by its number.
+        if value["seq"] not in sequence:
+            sequence.append(value["seq"])
+    else:
+        return
+    seen.add(topic)
+
+
+def on_message(client, userdata, message):
+    try:
+        check(message)
+    except Exception as error:
+        wrong.append(f"{message.topic}: {error}: {message.payload[:300]!r}")
+    if wrong or (len(sequence) == COUNT and seen == {"status", f"{CAMERA}/status", f"{CAMERA}/detections"}):
+        done.set()
+
+
+def on_connect(client, userdata, flags, reason, properties=None):
+    if reason != 0:
+        wrong.append(f"the broker refused: {reason}")
+        done.set()
+    client.subscribe(f"{PREFIX}/#", qos=1)
+
+
+def on_subscribe(client, userdata, mid, reasons, properties=None):
+    print("subscribed", flush=True)
+
+
+protocol = mqtt.MQTTv5 if VERSION == "5" else mqtt.MQTTv311
+# Version 2 of the library asks which form of callbacks is meant.
+versions = getattr(mqtt, "CallbackAPIVersion", None)
+client = mqtt.Client(*([versions.VERSION2] if versions else []), client_id=f"paho-{VERSION}", protocol=protocol)
+client.on_connect, client.on_subscribe, client.on_message = on_connect, on_subscribe, on_message
+client.connect("127.0.0.1", PORT)
+client.loop_start()
+if not done.wait(PATIENCE):
+    wrong.append(f"after {PATIENCE} s {len(sequence)} of {COUNT} detections had come, and something on {sorted(seen)}")
+client.disconnect()
+client.loop_stop()
+if not wrong and sequence != list(range(1, COUNT + 1)):
+    wrong.append(f"seq came as {sequence}")
+for line in wrong:
+    print(line)
+sys.exit(1 if wrong else 0)

@@ -1,7 +1,10 @@
 //! What is published against what `palisade mqtt schema` promises, by a validator that is not ours.
 
+use std::time::Duration;
+
 use jsonschema::Validator;
 use palisade::base::metrics::Metrics;
+use palisade::config::MqttConfig;
 use palisade::mqtt::schema;
 use palisade::types::{CameraState, CameraStatus};
 use serde_json::{Value, json};
@@ -85,8 +88,8 @@ fn keys(value: &Value, path: &str, all: &mut Vec<String>) {
 #[test]
 fn what_is_published_is_what_the_schema_promises() {
     let broker = Broker::start();
-    let subscriber = Subscriber::new(&broker, "palisade/+/+");
-    let mqtt = start(broker.config("promised"), &Metrics::new());
+    let subscriber = Subscriber::new(&broker, "palisade/#");
+    let mqtt = start(MqttConfig { stats_interval: Duration::from_secs(1), ..broker.config("promised") }, &Metrics::new());
     let publisher = mqtt.publisher();
     publisher.camera_status(&running("street", 24.9));
     let gone = CameraStatus { state: CameraState::Backoff, reason: "no route to host".to_owned(), ..running("yard", 0.0) };
@@ -94,12 +97,14 @@ fn what_is_published_is_what_the_schema_promises() {
     publish(&publisher, &found("street", 1));
     publish(&publisher, &looked("yard", 1, "\"<odd>\u{7}é"));
     subscriber.wait_for("both detections", |messages| messages.iter().filter(|one| one.topic.ends_with("/detections")).count() == 2);
+    subscriber.wait_for("figures", |messages| messages.iter().any(|one| one.topic == "palisade/stats"));
     mqtt.finish(LONG);
     let (detections, status) = (validator("detections"), validator("status"));
     for message in subscriber.messages() {
         match message.topic.rsplit('/').next().unwrap() {
             "detections" => assert_valid(&detections, &message.json()),
-            "status" => assert_valid(&status, &message.json()),
+            "status" if message.topic != "palisade/status" => assert_valid(&status, &message.json()),
+            "stats" => assert_valid(&validator("stats"), &message.json()),
             _ => {}
         }
     }

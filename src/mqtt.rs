@@ -65,7 +65,7 @@ const LIMITS: Limits = Limits { records: 1000, bytes: 16 * 1024 * 1024 };
 const BOUNDS: Bounds = Bounds { records: 1_000_000, bytes: 512 * 1024 * 1024, age: Duration::from_secs(7 * 24 * 3600) };
 
 /// For the last records to be saved.
-const KEEP: Duration = Duration::from_secs(2);
+const KEEP: Duration = Duration::from_millis(500);
 
 /// What the client takes at least, however small `max_packet` is: room for states and descriptions of ourselves.
 const OWN_PACKET: usize = 256 * 1024;
@@ -151,10 +151,13 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         publisher.watch(camera);
     }
     warn_of_clear_text(&config);
+    let runtime = runtime()?;
     let keeper = match config.state_dir.clone().filter(|_| config.durable != Durable::None) {
         Some(folder) => {
             let lanes = publisher.0.lanes.clone();
-            keeper::start(folder, BOUNDS, publisher.0.desk.clone(), Arc::new(move |topic| lanes.of(topic)))?
+            let most = config.max_packet;
+            let fits = move |topic: &str, payload: usize| topic.len() + payload + PACKET_OVERHEAD <= most && rumqttc::valid_topic(topic);
+            keeper::start(folder, BOUNDS, Box::new(fits), publisher.0.desk.clone(), Arc::new(move |topic| lanes.of(topic)))?
         }
         None => None,
     };
@@ -174,7 +177,6 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         stats_interval: config.stats_interval,
         stats: Box::new(figures(publisher.clone())),
     };
-    let runtime = runtime()?;
     let thread = thread::spawn("mqtt", move || {
         runtime.block_on(Link::new(parts).serve());
         // A name server that does not answer must not hold up the stop.
@@ -388,7 +390,12 @@ impl Publisher {
             return;
         }
         let Some(control) = &self.0.control else { return };
-        let heard = control.lock().unwrap_or_else(PoisonError::into_inner).hear(&self.0.topics, &message, Instant::now());
+        let heard = control.lock().unwrap_or_else(PoisonError::into_inner).hear(
+            &self.0.topics,
+            &message,
+            |camera| self.cameras().knows(camera),
+            Instant::now(),
+        );
         match heard {
             Heard::Other => {}
             Heard::Refused(why) => self.warn("a command over MQTT is refused", &why),
@@ -397,7 +404,7 @@ impl Publisher {
     }
 
     fn obey(&self, camera: &CameraId, command: &Command) {
-        let Some(steering) = self.0.steering.get() else { return };
+        let Some(steering) = self.0.steering.get() else { return self.warn("a command over MQTT is refused", "it came too early") };
         match steering.steer(camera, command) {
             Ok(watched) => {
                 tracing::info!(%camera, "told over MQTT: {command:?}");

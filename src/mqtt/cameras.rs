@@ -34,11 +34,16 @@ struct Camera {
     counts: BTreeMap<String, usize>,
     /// Slugs of labels that were asked for in this run and are no longer.
     gone: BTreeSet<String>,
+    /// Its frames are not looked at: what one shows that was under way counts no more.
+    off: bool,
     fps: f64,
 }
 
 /// Topics with their payloads, in order.
 pub type Payloads = Vec<(String, Vec<u8>)>;
+
+/// Entities of labels that went are told for so many, or descriptions would grow with each command.
+const MOST_GONE: usize = 64;
 
 /// Every camera by id.
 #[derive(Debug, Default)]
@@ -66,6 +71,9 @@ impl Cameras {
         let mut payloads = vec![(topics.prompt_state(id), watched.prompt.text().into()), (topics.detect_state(id), state.into())];
         for slug in gone.into_keys() {
             payloads.push((topics.count(id, &slug), Vec::new()));
+            if camera.gone.len() == MOST_GONE {
+                camera.gone.pop_first();
+            }
             camera.gone.insert(slug);
         }
         for label in &camera.labels {
@@ -74,13 +82,20 @@ impl Cameras {
                 payloads.push((topics.count(id, &label.slug), b"0".into()));
             }
         }
+        camera.off = !watched.enabled;
+        if camera.off {
+            for (slug, count) in camera.counts.iter_mut().filter(|(_, count)| **count > 0) {
+                *count = 0;
+                payloads.push((topics.count(id, slug), b"0".into()));
+            }
+        }
         payloads
     }
 
     /// Takes in what a frame shows; returns the counts that changed. Labels that nobody asked for are left out: they are
     /// the model's own words.
     pub fn looked(&mut self, id: &CameraId, detections: &[Detection], topics: &Topics) -> Payloads {
-        let Some(camera) = self.0.get_mut(id) else { return Payloads::new() };
+        let Some(camera) = self.0.get_mut(id).filter(|camera| !camera.off || detections.is_empty()) else { return Payloads::new() };
         let mut found: BTreeMap<String, usize> = BTreeMap::new();
         detections.iter().for_each(|detection| *found.entry(slug(&detection.label)).or_default() += 1);
         let mut changed = Payloads::new();
@@ -97,6 +112,11 @@ impl Cameras {
     pub fn end(&mut self, topics: &Topics) -> Payloads {
         let ids: Vec<CameraId> = self.0.keys().cloned().collect();
         ids.iter().flat_map(|id| self.looked(id, &[], topics)).collect()
+    }
+
+    /// Whether there is such a camera.
+    pub fn knows(&self, id: &CameraId) -> bool {
+        self.0.contains_key(id)
     }
 
     /// Takes in how many frames a second a camera sends.

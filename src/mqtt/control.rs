@@ -55,14 +55,14 @@ impl Control {
         topics.commands()
     }
 
-    /// Reads a message that came at `now`.
-    pub fn hear(&mut self, topics: &Topics, message: &Incoming<'_>, now: Instant) -> Heard {
+    /// Reads a message that came at `now`; `knows` says whether there is such a camera.
+    pub fn hear(&mut self, topics: &Topics, message: &Incoming<'_>, knows: impl Fn(&CameraId) -> bool, now: Instant) -> Heard {
         let Some((camera, what)) = topics.command(message.topic) else { return Heard::Other };
         let refuse = |why: String| Heard::Refused(format!("{what}/set for a camera is refused: {why}"));
         if message.retain {
             return refuse("it is retained, and may be from long ago; must be sent without the retain flag".to_owned());
         }
-        let Ok(camera) = CameraId::new(camera) else { return refuse("its topic names no camera".to_owned()) };
+        let Some(camera) = CameraId::new(camera).ok().filter(knows) else { return refuse("its topic names no camera".to_owned()) };
         let Ok(text) = std::str::from_utf8(message.payload) else { return refuse("it is no text".to_owned()) };
         let command = match what {
             "prompt" => Prompt::new(text).map(Command::Prompt).map_err(|error| error.to_string()),
@@ -80,8 +80,6 @@ impl Control {
     }
 
     fn keeps_pace(&mut self, camera: &CameraId, now: Instant) -> bool {
-        // Of cameras that there are not, no trace is kept for long.
-        self.lately.retain(|_, times| times.back().is_some_and(|last| now.saturating_duration_since(*last) < PACE_TIME));
         let times = self.lately.entry(camera.clone()).or_default();
         while times.front().is_some_and(|first| now.saturating_duration_since(*first) >= PACE_TIME) {
             times.pop_front();
@@ -103,7 +101,7 @@ mod tests {
     fn hear(control: &mut Control, topic: &str, payload: &[u8], retain: bool, second: u64) -> Heard {
         thread_local!(static START: Instant = Instant::now());
         let now = START.with(|start| *start + Duration::from_secs(second));
-        control.hear(&Topics::new("site/north"), &Incoming { topic, payload, retain }, now)
+        control.hear(&Topics::new("site/north"), &Incoming { topic, payload, retain }, |camera| camera.as_str() == "gate", now)
     }
 
     #[test]
@@ -130,6 +128,7 @@ mod tests {
             ("gate/prompt", b"detect cat", true),
             ("gate/detect", b"on", false),
             ("GATE/detect", b"ON", false),
+            ("nowhere/detect", b"ON", false),
         ] {
             let heard = hear(&mut control, &format!("site/north/{what}/set"), payload, retain, 0);
             assert!(matches!(heard, Heard::Refused(_)), "{what}: {heard:?}");

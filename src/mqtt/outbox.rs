@@ -124,6 +124,8 @@ pub struct Outbox {
     /// The newest number that the store was given, and that it has.
     taken: u64,
     saved: u64,
+    /// The newest number that was ever given to it: what a failed transaction left there is not known.
+    given: u64,
     /// Acknowledged records that the store may have.
     deletes: Vec<u64>,
     /// What has come to be saved or deleted since the store last took.
@@ -144,6 +146,7 @@ impl Outbox {
             keeps: false,
             taken: 0,
             saved: 0,
+            given: 0,
             deletes: Vec::new(),
             fresh: 0,
             wants_load: false,
@@ -175,7 +178,7 @@ impl Outbox {
             }
             let Some(record) = self.tail.pop_front() else { break };
             self.bytes -= record.size();
-            if self.keeps && saved {
+            if saved {
                 self.spill(&record);
             } else {
                 record.lane.drop_one(Why::Full);
@@ -203,8 +206,9 @@ impl Outbox {
             record.handed = true;
             return Some(record);
         }
-        if self.keeps && self.spilled.is_some() {
-            self.wants_load = true;
+        // Nothing newer goes out ahead of what is on disk, also while the disk does not give it.
+        if self.spilled.is_some() {
+            self.wants_load = self.keeps;
             return None;
         }
         let record = waits(&self.tail).and_then(|index| self.tail.get_mut(index))?;
@@ -225,7 +229,7 @@ impl Outbox {
     }
 
     fn forget(&mut self, number: u64) {
-        if number <= self.taken {
+        if number <= self.given {
             self.fresh += 1;
             self.deletes.push(number);
         }
@@ -254,11 +258,11 @@ impl Outbox {
 
     /// The end: gives up what no store will keep, counts it, and says how much it was.
     pub fn abandon(&mut self) -> usize {
-        let keeps = self.keeps;
+        let (keeps, saved) = (self.keeps, self.saved);
         let mut lost = 0;
         for records in [&mut self.head, &mut self.tail] {
             records.retain(|record| {
-                let kept = keeps && record.durable;
+                let kept = record.durable && (keeps || record.number <= saved);
                 if !kept {
                     record.lane.drop_one(Why::Closed);
                     lost += 1;
@@ -276,15 +280,27 @@ impl Outbox {
         self.keeps = true;
         self.spilled = found;
         self.newest = self.newest.max(found.map_or(0, |found| found.last));
-        (self.taken, self.saved) = (self.newest, self.newest);
+        (self.taken, self.saved, self.given) = (self.newest, self.newest, self.newest);
     }
 
     /// The store failed: what it was given last is not saved, nor `deletes` deleted, and nothing is given to it until it is
     /// `back`.
     pub fn detach(&mut self, deletes: Vec<u64>) {
-        self.keeps = false;
+        (self.keeps, self.wants_load) = (false, false);
         self.taken = self.saved;
         self.deletes.extend(deletes);
+    }
+
+    /// The store stays away: what is on disk alone waits for the next start, and holds up nothing more. Returns how many
+    /// records that are.
+    pub fn forsake(&mut self) -> usize {
+        self.spilled.take().map_or(0, |spilled| spilled.records)
+    }
+
+    /// A record that was read back cannot be sent: it is dropped and counted.
+    pub fn refuse(&mut self, record: &Record) {
+        record.lane.drop_one(Why::Large);
+        self.forget(record.number);
     }
 
     /// The store takes records again. Where it had to begin anew (`whole` is false) what was on disk alone is lost; returns
@@ -294,7 +310,8 @@ impl Outbox {
         if whole {
             return 0;
         }
-        (self.taken, self.saved) = (0, 0);
+        (self.taken, self.saved, self.given) = (0, 0, 0);
+        self.wants_load = false;
         self.spilled.take().map_or(0, |spilled| spilled.records)
     }
 
@@ -325,6 +342,7 @@ impl Outbox {
         self.fresh = 0;
         let records: Vec<Record> = self.unsaved().take(most).cloned().collect();
         self.taken = self.taken.max(records.last().map_or(0, |record| record.number));
+        self.given = self.given.max(self.taken);
         (records, std::mem::take(&mut self.deletes))
     }
 
@@ -346,12 +364,21 @@ impl Outbox {
         self.spilled
     }
 
-    /// Records that were read back, the oldest first; `left` stays on disk alone.
-    pub fn loaded(&mut self, records: Vec<Record>, left: Option<Spilled>) {
+    /// Records that were read back of `wanted`, the oldest first; `left` of it stays on disk alone, and so does what was
+    /// spilled meanwhile.
+    pub fn loaded(&mut self, records: Vec<Record>, wanted: Spilled, left: Option<Spilled>) {
         self.wants_load = false;
         self.bytes += records.iter().map(Record::size).sum::<usize>();
         self.head.extend(records);
-        self.spilled = left;
+        let Some(now) = &mut self.spilled else { return };
+        let (kept, kept_bytes) = left.map_or((0, 0), |left| (left.records, left.bytes));
+        now.records = now.records.saturating_sub(wanted.records.saturating_sub(kept));
+        now.bytes = now.bytes.saturating_sub(wanted.bytes.saturating_sub(kept_bytes));
+        match left {
+            Some(left) => now.first = left.first,
+            None if now.last > wanted.last => now.first = wanted.last + 1,
+            None => self.spilled = None,
+        }
     }
 }
 
@@ -426,7 +453,8 @@ mod tests {
                     save(&mut outbox, &mut disk);
                 }
                 None => {
-                    let Spilled { first, last, records, bytes } = outbox.spilled().unwrap();
+                    let wanted = outbox.spilled().unwrap();
+                    let Spilled { first, last, records, bytes } = wanted;
                     assert!(outbox.wants_load());
                     let some: Vec<u64> = disk.iter().copied().filter(|number| (first..=last).contains(number)).take(3).collect();
                     let left = (some.len() < records).then(|| Spilled {
@@ -436,7 +464,7 @@ mod tests {
                         bytes: bytes - 2 * some.len(),
                     });
                     let read = some.into_iter().map(|number| Record::kept(number, Utc::from_millis(0), lane.clone(), [0].into()));
-                    outbox.loaded(read.collect(), left);
+                    outbox.loaded(read.collect(), wanted, left);
                 }
             }
         }
@@ -468,7 +496,7 @@ mod tests {
         assert_eq!(outbox.next().map(|record| record.number), None, "the oldest are read back first");
         push(&mut outbox, &lane, 1);
         assert_eq!(outbox.take(9).0.iter().map(|record| record.number).collect::<Vec<_>>(), [10, 11]);
-        outbox.loaded(vec![], None);
+        outbox.loaded(vec![], found, None);
         assert_eq!(numbers(&mut outbox), [10, 11]);
     }
 
@@ -484,6 +512,37 @@ mod tests {
         push(&mut outbox, &lane, 1);
         save(&mut outbox, &mut disk);
         assert_eq!((disk, lane.dropped.get()), (vec![2, 3, 4], 1));
+    }
+
+    #[test]
+    fn what_is_spilled_while_others_are_read_back_is_not_forgotten() {
+        let (lane, mut outbox, mut disk) = (lane(), Outbox::new(Limits { records: 4, bytes: 1000 }), Vec::new());
+        outbox.attach(None);
+        (0..4).for_each(|_| assert_eq!(push(&mut outbox, &lane, 1), 0));
+        save(&mut outbox, &mut disk);
+        push(&mut outbox, &lane, 1);
+        assert!(outbox.next().is_none(), "the first is on disk alone");
+        let wanted = outbox.spilled().unwrap();
+        push(&mut outbox, &lane, 1);
+        outbox.loaded(vec![Record::kept(1, Utc::from_millis(0), lane.clone(), [0].into())], wanted, None);
+        assert_eq!(numbers(&mut outbox), [1]);
+        assert_eq!(outbox.spilled().map(|spilled| (spilled.first, spilled.last, spilled.records)), Some((2, 2, 1)));
+        assert!(outbox.is_pressing());
+    }
+
+    #[test]
+    fn a_disk_that_fails_for_a_while_loses_nothing_that_it_had() {
+        let (lane, mut outbox, mut disk) = (lane(), Outbox::new(Limits { records: 4, bytes: 1000 }), Vec::new());
+        outbox.attach(None);
+        (0..4).for_each(|_| assert_eq!(push(&mut outbox, &lane, 1), 0));
+        save(&mut outbox, &mut disk);
+        outbox.detach(Vec::new());
+        (0..2).for_each(|_| assert_eq!(push(&mut outbox, &lane, 1), 0, "the oldest are on disk"));
+        assert!(outbox.next().is_none() && !outbox.is_pressing(), "in order, and without spinning");
+        assert_eq!((outbox.back(true), outbox.take(9).1), (0, vec![]));
+        assert_eq!(outbox.spilled().map(|spilled| (spilled.first, spilled.last)), Some((1, 2)));
+        outbox.detach(Vec::new());
+        assert_eq!((outbox.forsake(), numbers(&mut outbox)), (2, vec![3, 4, 5, 6]));
     }
 
     #[test]

@@ -87,8 +87,10 @@ impl Store {
             {
                 let mut table = write.open_table(RECORDS)?;
                 for record in records {
-                    table.insert(record.number, (record.at.millis(), record.lane.topic.as_str(), &*record.payload))?;
-                    (count, bytes) = (count + 1, bytes + record.lane.topic.len() + record.payload.len());
+                    // It may be there already, where an earlier transaction seemed to fail.
+                    let before = table.insert(record.number, (record.at.millis(), record.lane.topic.as_str(), &*record.payload))?;
+                    (count, bytes) = (count + usize::from(before.is_none()), bytes + record.lane.topic.len() + record.payload.len());
+                    bytes -= before.map_or(0, |before| size(before.value()));
                 }
                 for number in deletes {
                     if let Some(value) = table.remove(number)? {

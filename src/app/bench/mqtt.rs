@@ -28,7 +28,7 @@ const GRACE: Duration = Duration::from_secs(2);
 const AHEAD: usize = 500;
 
 /// Without a message for so long the broker, or the disk, is given up.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What `palisade bench mqtt` is asked to do.
 pub struct MqttArgs {
@@ -95,7 +95,7 @@ impl Bench<'_> {
     fn rates(&self, durable: bool) -> Result<Rates> {
         let port = demo::free_port()?;
         let kept = if durable { Some(self.outage(port)?) } else { demo::start_broker(self.children, self.folder, port).map(|()| None)? };
-        let (mqtt, published) = self.link(port, None)?;
+        let (mqtt, published) = self.link(port, durable.then(|| self.folder.join("live")))?;
         let begin = Instant::now();
         self.send(&mqtt, |sent| sent - published.get() as usize)?;
         self.wait(|| self.messages as usize - published.get() as usize)?;

@@ -230,7 +230,8 @@ fn a_small_packet_limit_does_not_hold_back_states() {
 fn a_daemon_without_control_hears_nothing() {
     let broker = Broker::start();
     let subscriber = Subscriber::new(&broker, "palisade/#");
-    let mqtt = start(broker.config("deaf"), &Metrics::new());
+    // Without discovery there is nothing else that it would listen to.
+    let mqtt = start(MqttConfig { discovery_prefix: None, ..broker.config("deaf") }, &Metrics::new());
     subscriber.wait_text("palisade/status", "online");
     for (topic, text) in [("prompt/set", "detect dog"), ("detect/set", "OFF"), ("prompt/set", "")] {
         let port = broker.port().to_string();

@@ -18,6 +18,7 @@ mod link;
 mod outbox;
 pub mod payload;
 mod pending;
+mod publisher;
 mod retained;
 pub mod schema;
 mod stats;
@@ -28,9 +29,8 @@ mod topic;
 mod trouble;
 mod window;
 
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use rumqttc::{LastWill, MqttOptions, QoS};
@@ -41,22 +41,22 @@ use crate::base::metrics::Metrics;
 use crate::base::redact::ExposeSecret;
 use crate::base::thread::{self, Thread};
 use crate::config::{Durable, MqttConfig, TlsConfig, TlsFault};
-use crate::types::{CameraId, CameraState, CameraStatus, Looked};
+use crate::types::{CameraState, CameraStatus};
 
-use cameras::{Cameras, Payloads};
-use control::{Control, Heard};
+use cameras::Payloads;
+use control::Control;
 use health::Health;
 use link::{Incoming, Link, Parts};
-use outbox::{Lane, Limits, Why};
+use outbox::Limits;
 use pending::{Desk, Pending};
-use retained::Stage;
+use publisher::{Inner, Lanes};
 use store::Bounds;
 use topic::Topics;
-use trouble::Quiet;
 
 pub use cameras::Watched;
 pub use control::{Command, Steering};
 pub use payload::Context;
+pub use publisher::Publisher;
 
 /// What waits in memory: at five looks a second over three minutes without a broker.
 const LIMITS: Limits = Limits { records: 1000, bytes: 16 * 1024 * 1024 };
@@ -275,188 +275,6 @@ impl Drop for Mqtt {
     fn drop(&mut self) {
         self.publisher.0.desk.close(Duration::ZERO, Payloads::new());
         self.publisher.0.desk.end();
-    }
-}
-
-/// Puts messages on the desk. Never blocks on the network and never fails; clones share the desk.
-#[derive(Clone)]
-pub struct Publisher(Arc<Inner>);
-
-struct Inner {
-    context: Context,
-    /// Detections are worth a place on disk.
-    durable: bool,
-    topics: Topics,
-    /// A larger packet would cost the connection, and its neighbours with it: it is refused before. Bytes.
-    max_packet: usize,
-    metrics: Metrics,
-    /// Home Assistant's first topic level; `None`: it is told nothing.
-    discovery: Option<String>,
-    /// `None`: commands are not heard.
-    control: Option<Mutex<Control>>,
-    /// Who obeys them.
-    steering: OnceLock<Arc<dyn Steering>>,
-    cameras: Mutex<Cameras>,
-    lanes: Lanes,
-    quiet: Mutex<Quiet>,
-    desk: Arc<Desk>,
-    health: Arc<Health>,
-}
-
-impl Publisher {
-    /// Queues the `detections` object of an analysed frame, in the order of the calls, and publishes the counts that it
-    /// changed.
-    pub fn looked(&self, looked: &Looked) {
-        let camera = &looked.frame.camera;
-        self.counted(looked);
-        let lane = self.lane(camera);
-        let payload = payload::looked(looked, &self.0.context);
-        let size = lane.topic.len() + payload.len() + PACKET_OVERHEAD;
-        let most = self.0.max_packet;
-        if size > most {
-            lane.drop_one(Why::Large);
-            let line = format!("detections of camera {camera} are too large for a message; must be at most mqtt.max_packet, {most} bytes");
-            self.warn(&line, &format!("seq {} has {size} bytes", looked.seq));
-            return;
-        }
-        let dropped = self.0.desk.lock().record(&lane, payload, self.0.durable);
-        self.0.desk.bell.notify_one();
-        self.0.desk.nudge();
-        if dropped > 0 {
-            self.warn("the queue for the broker is full: the oldest detections are dropped", &format!("camera {camera}"));
-        }
-    }
-
-    /// Publishes a camera's state, retained. While the broker is away only the newest is kept.
-    pub fn camera_status(&self, status: &CameraStatus) {
-        self.cameras().rate(&status.camera, status.fps);
-        let topic = self.0.topics.camera_status(&status.camera);
-        self.retain(Stage::State, vec![(topic, payload::camera_status(status))]);
-    }
-
-    /// Publishes what a camera is asked and whether it is looked at, retained, with zeros for labels that are new. May be
-    /// called again when that changes: counts and entities of labels no longer asked for are then cleared.
-    pub fn watch(&self, watched: &Watched) {
-        let Inner { topics, context, discovery, .. } = &*self.0;
-        let mut cameras = self.cameras();
-        let state = cameras.watch(watched, topics);
-        if let Some(prefix) = discovery {
-            let (labels, gone) = cameras.labels(&watched.id);
-            let control = self.0.control.is_some();
-            let device = discovery::Device { camera: &watched.id, topics, model: &context.model, labels, gone: &gone, control };
-            let topic = discovery::topic(prefix, topics, &watched.id);
-            self.retain(Stage::Discovery, vec![(topic, discovery::config(&device))]);
-        }
-        self.retain(Stage::State, state);
-    }
-
-    /// How many records are not on disk yet that are to be.
-    pub fn unsaved(&self) -> usize {
-        self.0.desk.lock().outbox().unsaved_count()
-    }
-
-    /// Why there is no link to the broker, in a sentence; `None` while there is one.
-    pub fn trouble(&self) -> Option<String> {
-        self.0.health.trouble()
-    }
-
-    fn counted(&self, looked: &Looked) {
-        // Held until they are on the desk, so that what is counted later is also published later.
-        let mut cameras = self.cameras();
-        let changed = cameras.looked(&looked.frame.camera, &looked.answer.detections, &self.0.topics);
-        self.retain(Stage::State, changed);
-    }
-
-    fn retain(&self, stage: Stage, payloads: Payloads) {
-        for (topic, payload) in payloads {
-            let size = topic.len() + payload.len() + PACKET_OVERHEAD;
-            if size > OWN_PACKET {
-                self.warn(&format!("{topic} is too large for a message; must be at most {OWN_PACKET} bytes"), &format!("it has {size}"));
-                continue;
-            }
-            self.0.desk.lock().retain(stage, topic, payload);
-        }
-        self.0.desk.bell.notify_one();
-    }
-
-    /// Home Assistant forgets what it was told when it starts, and says so when it is there.
-    fn incoming(&self, message: Incoming<'_>) {
-        let birth = self.0.discovery.as_ref().is_some_and(|prefix| discovery::birth_topic(prefix) == message.topic);
-        // An old message says nothing new: whoever connects publishes everything anyway.
-        if birth && !message.retain && message.payload == discovery::BIRTH {
-            tracing::debug!("Home Assistant has started: all state is published once more");
-            self.0.desk.lock().again();
-            self.0.desk.bell.notify_one();
-            return;
-        }
-        let Some(control) = &self.0.control else { return };
-        let heard = control.lock().unwrap_or_else(PoisonError::into_inner).hear(
-            &self.0.topics,
-            &message,
-            |camera| self.cameras().knows(camera),
-            Instant::now(),
-        );
-        match heard {
-            Heard::Other => {}
-            Heard::Refused(why) => self.warn("a command over MQTT is refused", &why),
-            Heard::Order(camera, command) => self.obey(&camera, &command),
-        }
-    }
-
-    fn obey(&self, camera: &CameraId, command: &Command) {
-        let Some(steering) = self.0.steering.get() else { return self.warn("a command over MQTT is refused", "it came too early") };
-        match steering.steer(camera, command) {
-            Ok(watched) => {
-                tracing::info!(%camera, "told over MQTT: {command:?}");
-                self.watch(&watched);
-            }
-            Err(error) => self.warn("a command over MQTT is refused", &error.chain()),
-        }
-    }
-
-    fn stats(&self) -> (String, Vec<u8>) {
-        let depth = self.0.desk.lock().depth();
-        (self.0.topics.stats(), stats::stats(&self.cameras(), &self.0.metrics, depth, Utc::now()))
-    }
-
-    fn end(&self, grace: Duration) {
-        let mut cameras = self.cameras();
-        let zeros = cameras.end(&self.0.topics);
-        self.0.desk.close(grace, zeros);
-    }
-
-    fn cameras(&self) -> MutexGuard<'_, Cameras> {
-        self.0.cameras.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lane(&self, camera: &CameraId) -> Arc<Lane> {
-        self.0.lanes.of(&self.0.topics.detections(camera))
-    }
-
-    fn warn(&self, line: &str, detail: &str) {
-        if self.0.quiet.lock().unwrap_or_else(PoisonError::into_inner).lets(line, Instant::now()) {
-            tracing::warn!("{line} ({detail})");
-        }
-    }
-}
-
-/// Every lane by its topic, made when it is first asked for. Clones share them.
-#[derive(Clone)]
-struct Lanes {
-    metrics: Metrics,
-    known: Arc<Mutex<HashMap<String, Arc<Lane>>>>,
-}
-
-impl Lanes {
-    fn new(metrics: &Metrics) -> Self {
-        Self { metrics: metrics.clone(), known: Arc::default() }
-    }
-
-    /// The lane of `P/<camera>/…`; of a topic from before another prefix, too.
-    fn of(&self, topic: &str) -> Arc<Lane> {
-        let camera = topic.rsplit('/').nth(1).unwrap_or_default();
-        let new = || Arc::new(Lane::new(topic.to_owned(), camera, &self.metrics));
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).entry(topic.to_owned()).or_insert_with(new).clone()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod camera;
 mod detection;
+mod event;
 mod frame;
 mod luma;
 mod min_score;
@@ -10,6 +11,7 @@ mod prompt;
 
 pub use camera::{CameraId, CameraState, CameraStatus};
 pub use detection::{Answer, Box01, Detection, Finish, PixelBox, Rejected};
+pub use event::{Event, EventKind, Reason, Track};
 pub use frame::{Frame, Looked, TimeSource};
 pub use luma::{Luma, Plane};
 pub use min_score::MinScore;

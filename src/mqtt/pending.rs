@@ -134,7 +134,8 @@ impl Pending {
         if let Some(message) = self.changed() {
             return Some(message);
         }
-        let last = idle && self.closing.is_some() && !self.offline;
+        // Past the deadline nothing is said any more: the broker publishes the last will.
+        let last = idle && self.closing.is_some_and(|deadline| Instant::now() < deadline) && !self.offline;
         self.offline |= last;
         last.then(|| self.presence(Item::Offline, OFFLINE))
     }
@@ -330,7 +331,7 @@ mod tests {
     fn offline_is_last_once_all_is_acknowledged_and_nothing_more_is_taken() {
         let (mut pending, lane) = pending();
         pending.record(&lane, vec![1], true);
-        pending.close(Instant::now());
+        pending.close(Instant::now() + Duration::from_secs(60));
         assert!(!pending.may_leave());
         assert_eq!(pending.record(&lane, vec![2], true), 1);
         status(&mut pending, "a", "late");
@@ -345,5 +346,12 @@ mod tests {
         let last = pending.next(true).unwrap();
         assert_eq!((last.item, last.payload.as_slice(), last.retain), (Item::Offline, OFFLINE.as_bytes(), true));
         assert_eq!((pending.next(true), lane.dropped.get()), (None, 1));
+    }
+
+    #[test]
+    fn past_the_deadline_nothing_says_goodbye() {
+        let (mut pending, _) = pending();
+        pending.close(Instant::now());
+        assert_eq!(items(&mut pending), [Item::Retained(1), Item::Retained(2), Item::Online]);
     }
 }

@@ -280,6 +280,8 @@ pub struct MqttConfig {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// The protocol's version.
+    pub version: MqttVersion,
     /// User name.
     pub username: Option<String>,
     /// Password.
@@ -304,6 +306,16 @@ pub struct MqttConfig {
     pub discovery_prefix: Option<String>,
     /// The largest packet sent, in bytes; a record that would make a larger one is refused alone.
     pub max_packet: usize,
+}
+
+/// The version of MQTT that is spoken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MqttVersion {
+    /// 3.1.1, which every broker speaks.
+    #[default]
+    V3,
+    /// 5, in which a broker says what it takes, and why it does not take a message.
+    V5,
 }
 
 /// Which messages are kept on disk until the broker has them.

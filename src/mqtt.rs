@@ -1,4 +1,4 @@
-//! Floor 3: detections and states are published over MQTT 3.1.1, at least once, whatever the broker does meanwhile.
+//! Floor 3: detections and states are published over MQTT 3.1.1 or 5, at least once, whatever the broker does meanwhile.
 //!
 //! ```text
 //! Publisher (any thread, never blocks) → payload → Desk { newest state per topic, outbox } → link (thread "mqtt") → broker
@@ -28,17 +28,15 @@ mod tls;
 mod topic;
 mod trouble;
 mod window;
+mod wire;
 
-use std::net::IpAddr;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
-
-use rumqttc::{LastWill, MqttOptions, QoS};
 
 use crate::base::clock::Utc;
 use crate::base::error::{Context as _, Error, Kind, Result};
 use crate::base::metrics::Metrics;
-use crate::base::redact::ExposeSecret;
 use crate::base::thread::{self, Thread};
 use crate::config::{Durable, MqttConfig, TlsConfig, TlsFault};
 use crate::types::{CameraState, CameraStatus};
@@ -52,6 +50,7 @@ use pending::{Desk, Pending};
 use publisher::{Inner, Lanes};
 use store::Bounds;
 use topic::Topics;
+use wire::{Options, PACKET_OVERHEAD};
 
 pub use cameras::Watched;
 pub use control::{Command, Steering};
@@ -69,12 +68,6 @@ const KEEP: Duration = Duration::from_millis(500);
 
 /// What the client takes at least, however small `max_packet` is: room for states and descriptions of ourselves.
 const OWN_PACKET: usize = 256 * 1024;
-
-/// The largest packet taken: the protocol allows no larger one.
-const MAX_INCOMING: usize = 256 * 1024 * 1024;
-
-/// The most bytes an MQTT PUBLISH adds to topic and payload: type, length (4), topic length (2), packet id (2).
-const PACKET_OVERHEAD: usize = 9;
 
 /// How long the link waits for what.
 #[derive(Clone, Copy, Debug)]
@@ -124,16 +117,19 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         let prefix = &config.topic_prefix;
         return Err(Error::new(Kind::Config, format!("mqtt.topic_prefix {prefix:?} is no topic; must be words without + and #")));
     }
-    let mut options = options(&config, patience)?;
-    options.set_last_will(LastWill::new(topics.status(), payload::OFFLINE, QoS::AtLeastOnce, true));
+    // Records are held to max_packet before they are queued; here it would cost the connection, and states would go with it.
+    let mut options = Options::new(&config, patience, config.max_packet.max(OWN_PACKET))?;
+    options.set_last_will(&topics.status(), payload::OFFLINE);
     let qos = rumqttc::qos(config.qos).map_err(|_| Error::new(Kind::Config, format!("mqtt.qos is {}; must be 0, 1 or 2", config.qos)))?;
     let desk = Arc::new(Desk::new(Pending::new(topics.status(), LIMITS)));
     let health = Arc::new(Health::new());
+    let broker_limit = Arc::new(AtomicUsize::new(wire::MAX_PACKET));
     let publisher = Publisher(Arc::new(Inner {
         context,
         durable: config.durable == Durable::All,
         topics,
         max_packet: config.max_packet,
+        broker_limit: broker_limit.clone(),
         metrics: metrics.clone(),
         discovery: config.discovery_prefix.clone(),
         control: config.control.then(Mutex::default),
@@ -173,6 +169,7 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         health: publisher.0.health.clone(),
         connects: metrics.counter("mqtt_connects", "broker"),
         subscriptions,
+        broker_limit,
         inbox: Box::new(incoming(publisher.clone())),
         stats_interval: config.stats_interval,
         stats: Box::new(figures(publisher.clone())),
@@ -208,37 +205,10 @@ pub fn check_tls(config: &TlsConfig) -> Result<(), TlsFault> {
     tls::transport(config).map(drop)
 }
 
-/// How to reach the broker and who we are, without a last will.
-fn options(config: &MqttConfig, patience: Patience) -> Result<MqttOptions> {
-    // An IPv6 address is asked for with or without brackets; the resolver and the certificate want it without.
-    let host = config.host.trim_start_matches('[').trim_end_matches(']');
-    let mut options = MqttOptions::new(config.client_id.as_str(), host, config.port);
-    options.set_keep_alive(patience.keep_alive.max(Duration::from_secs(1)));
-    options.set_clean_session(true);
-    // What is sent to us may be anything; one that is too large would cost the connection. Records are held to max_packet
-    // before they are queued; here it would cost the connection, and states would go with it.
-    options.set_max_packet_size(MAX_INCOMING, config.max_packet.max(OWN_PACKET));
-    if config.username.is_some() || config.password.is_some() {
-        let password = config.password.as_ref().map_or("", |password| password.expose_secret());
-        options.set_credentials(config.username.as_deref().unwrap_or_default(), password);
-    }
-    if let Some(tls) = &config.tls {
-        let unusable = |fault: TlsFault| Error::new(Kind::Config, format!("mqtt.{} cannot be used: {}", fault.key, fault.why));
-        options.set_transport(tls::transport(tls).map_err(unusable)?);
-    }
-    Ok(options)
-}
-
 fn warn_of_clear_text(config: &MqttConfig) {
-    if sends_secrets_in_clear(config) {
+    if wire::sends_secrets_in_clear(config) {
         tracing::warn!("mqtt.tls is off: user name and password go to broker {}:{} in clear text", config.host, config.port);
     }
-}
-
-fn sends_secrets_in_clear(config: &MqttConfig) -> bool {
-    let host = config.host.trim_start_matches('[').trim_end_matches(']');
-    let loopback = host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-    (config.username.is_some() || config.password.is_some()) && config.tls.is_none() && !loopback
 }
 
 impl Mqtt {
@@ -279,16 +249,18 @@ impl Drop for Mqtt {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
 
     use super::*;
     use crate::base::redact::SecretString;
+    use crate::config::MqttVersion;
 
-    fn config(host: &str) -> MqttConfig {
+    pub fn config(host: &str) -> MqttConfig {
         MqttConfig {
             host: host.to_owned(),
             port: 1883,
+            version: MqttVersion::V3,
             username: Some("palisade".to_owned()),
             password: Some(SecretString::from("s3cr3t")),
             topic_prefix: "palisade".to_owned(),
@@ -301,16 +273,6 @@ mod tests {
             discovery_prefix: None,
             control: false,
             max_packet: 256 * 1024,
-        }
-    }
-
-    #[test]
-    fn secrets_in_clear_text_are_told_but_on_loopback() {
-        assert!(sends_secrets_in_clear(&config("10.0.0.2")));
-        assert!(!sends_secrets_in_clear(&MqttConfig { tls: Some(TlsConfig::default()), ..config("10.0.0.2") }));
-        assert!(!sends_secrets_in_clear(&MqttConfig { username: None, password: None, ..config("10.0.0.2") }));
-        for loopback in ["localhost", "127.0.0.1", "::1", "[::1]"] {
-            assert!(!sends_secrets_in_clear(&config(loopback)), "{loopback}");
         }
     }
 

@@ -8,6 +8,7 @@ mod outage;
 mod schema;
 mod state;
 mod tail;
+mod version5;
 
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};

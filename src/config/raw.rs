@@ -13,7 +13,7 @@ use crate::config::reader::{At, Document, Fault, Section};
 use crate::config::scores;
 use crate::config::{
     Checks, ClientCertificate, Config, CustomConfig, Device, Dtype, Durable, FileConfig, LogConfig, LogFormat, ModelConfig, ModelSource,
-    MqttConfig, OutputConfig, RtspConfig, SnapshotConfig, TlsConfig,
+    MqttConfig, MqttVersion, OutputConfig, RtspConfig, SnapshotConfig, TlsConfig,
 };
 
 const DAY: f64 = 86_400.0;
@@ -245,6 +245,9 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
         name
     });
     let port = port(&mut section);
+    const VERSIONS: [(&str, MqttVersion); 4] =
+        [("3.1.1", MqttVersion::V3), ("5", MqttVersion::V5), ("v3.1.1", MqttVersion::V3), ("v5", MqttVersion::V5)];
+    let version = section.choice("version", &VERSIONS, MqttVersion::V3);
     let username = section.text("username").map(|text| text.value);
     let password = password(&mut section, Some("PALISADE_MQTT_PASSWORD"), outside);
     let topic_prefix = topic_levels(&mut section, "topic_prefix", "palisade");
@@ -267,6 +270,7 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
     Some(MqttConfig {
         host: host?.value,
         port: port.unwrap_or(if encrypted { 8883 } else { 1883 }),
+        version,
         username,
         password,
         topic_prefix: topic_prefix?,

@@ -243,8 +243,10 @@ impl<'d, 'a> Section<'d, 'a> {
         }
     }
 
+    /// One of several words; a word that is a number may stand without quotes.
     pub(super) fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)], default: T) -> T {
-        let Some(text) = self.text(key) else { return default };
+        let number = self.value(key).and_then(|(value, offset)| Some(At { value: value.as_integer()?.as_str().to_owned(), offset }));
+        let Some(text) = number.or_else(|| self.text(key)) else { return default };
         if let Some((_, choice)) = choices.iter().find(|(name, _)| *name == text.value) {
             return *choice;
         }

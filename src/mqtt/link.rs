@@ -6,18 +6,21 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, QoS, SubscribeReasonCode};
+use rumqttc::QoS;
 use tokio::time::{sleep_until, timeout};
 
 use crate::base::backoff::Backoff;
 use crate::base::metrics::Counter;
 use crate::mqtt::Patience;
 use crate::mqtt::health::Health;
-use crate::mqtt::pending::{Desk, Item};
-use crate::mqtt::trouble::{Quiet, Trouble};
+use crate::mqtt::outbox::Why;
+use crate::mqtt::pending::{Desk, Item, Message};
+use crate::mqtt::trouble::{Cause, Quiet, Trouble};
 use crate::mqtt::window::{ROOM, Window};
+use crate::mqtt::wire::{self, Client, Event, Events, Options, PACKET_OVERHEAD, Refusal, Terms};
 
 /// Between two tries while the daemon stops and records still wait.
 const LAST_TRIES: Duration = Duration::from_millis(500);
@@ -28,7 +31,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// What the link is made from.
 pub struct Parts {
     /// How to reach the broker, who we are, and the last will.
-    pub options: MqttOptions,
+    pub options: Options,
     /// QoS of records; figures are sent with QoS 0, all else with QoS 1.
     pub qos: QoS,
     /// `host:port`, for sentences.
@@ -45,6 +48,8 @@ pub struct Parts {
     pub subscriptions: Vec<String>,
     /// Takes each message that comes on them; must not block.
     pub inbox: Box<dyn Fn(Incoming<'_>) + Send>,
+    /// The largest packet that the broker takes, bytes: told here when it says so.
+    pub broker_limit: Arc<AtomicUsize>,
     /// Time between two figures of the moment.
     pub stats_interval: Duration,
     /// Makes them: topic and payload.
@@ -115,44 +120,44 @@ impl Link {
 
     /// One connection from the first try to its end. `Ok`: the work is done, or its time is over.
     async fn connection(&mut self) -> Result<(), Trouble> {
-        let mut network = NetworkOptions::new();
-        network.set_connection_timeout(self.parts.patience.connect.as_secs().max(1));
-        network.set_tcp_nodelay(true);
-        let (client, mut events) = AsyncClient::new(self.parts.options.clone(), ROOM + 1 + self.parts.subscriptions.len());
-        events.set_network_options(network);
+        let requests = ROOM + 1 + self.parts.subscriptions.len();
+        let (client, mut events) = wire::open(&self.parts.options, self.parts.patience.connect, requests);
         let mut window = Window::new(Instant::now());
-        let mut connected = false;
+        let mut open: Option<Terms> = None;
         loop {
-            let event = match self.event(&mut events, &client, &mut window, connected).await? {
+            let event = match self.event(&mut events, &client, &mut window, open.as_ref()).await? {
                 Some(event) => event,
                 // Without a DISCONNECT the broker publishes our last will.
                 None => return Ok(()),
             };
             let done = match event {
-                Event::Incoming(Packet::ConnAck(_)) => {
-                    connected = true;
-                    self.up();
+                Event::Up(terms) => {
+                    open = Some(self.up(terms));
+                    window.narrow(terms.receive_maximum);
                     self.subscribe(&client)?;
                     None
                 }
-                Event::Incoming(Packet::SubAck(ack)) => {
-                    if ack.return_codes.contains(&SubscribeReasonCode::Failure) {
+                Event::Subscribed(granted) => {
+                    if !granted {
                         self.refused_subscription();
                     }
                     None
                 }
-                Event::Incoming(Packet::Publish(message)) => {
+                Event::Message(message) => {
                     (self.parts.inbox)(Incoming { topic: &message.topic, payload: &message.payload, retain: message.retain });
                     None
                 }
-                Event::Outgoing(Outgoing::Publish(pkid)) => window.sent(pkid, Instant::now()),
-                Event::Incoming(Packet::PubAck(ack)) => window.acked(ack.pkid, Instant::now()),
-                Event::Incoming(Packet::PubComp(ack)) => window.acked(ack.pkid, Instant::now()),
-                Event::Incoming(Packet::PubRec(_)) => {
+                Event::Written(pkid) => window.sent(pkid, Instant::now()),
+                Event::Acked(pkid) => window.acked(pkid, Instant::now()),
+                Event::Refused(pkid, refusal) => {
+                    let refused = window.acked(pkid, Instant::now());
+                    refused.map(|item| self.refused(item, refusal)).transpose()?.flatten()
+                }
+                Event::Touched => {
                     window.touched(Instant::now());
                     None
                 }
-                _ => None,
+                Event::Goodbye | Event::Other => None,
             };
             if let Some(item) = done {
                 self.parts.desk.lock().acked(item);
@@ -164,8 +169,8 @@ impl Link {
                 goodbye(&client, &mut events).await;
                 return Ok(());
             }
-            if connected {
-                self.pump(&client, &mut window)?;
+            if let Some(open) = &open {
+                self.pump(&client, &mut window, open)?;
             }
         }
     }
@@ -173,24 +178,26 @@ impl Link {
     /// The next event of the connection; meanwhile hands out what is put on the desk. `None`: the daemon's time is over.
     async fn event(
         &mut self,
-        events: &mut EventLoop,
-        client: &AsyncClient,
+        events: &mut Events,
+        client: &Client,
         window: &mut Window,
-        connected: bool,
+        open: Option<&Terms>,
     ) -> Result<Option<Event>, Trouble> {
         let desk = self.parts.desk.clone();
+        // Pings come and go also where nothing else does; the library of MQTT 5 does not look after a write that hangs.
+        let hangs = open.map(|_| Instant::now() + events.patience());
         let mut poll = pin!(events.poll());
         loop {
             let closing = {
                 let pending = desk.lock();
-                if !connected && pending.may_leave() {
+                if open.is_none() && pending.may_leave() {
                     return Ok(None);
                 }
                 pending.closing()
             };
             let overdue = window.deadline(self.parts.patience.ack);
-            let figures = connected.then_some(self.stats_at);
-            let next = [closing, overdue, figures].into_iter().flatten().min();
+            let figures = open.map(|_| self.stats_at);
+            let next = [closing, overdue, figures, hangs].into_iter().flatten().min();
             let alarm = async {
                 match next {
                     Some(at) => sleep_until(at.into()).await,
@@ -198,8 +205,8 @@ impl Link {
                 }
             };
             tokio::select! {
-                event = &mut poll => return event.map(Some).map_err(|error| self.trouble(&error)),
-                () = desk.bell.notified() => if connected { self.pump(client, window)? },
+                event = &mut poll => return event.map(Some).map_err(|cause| self.trouble(cause)),
+                () = desk.bell.notified() => if let Some(open) = open { self.pump(client, window, open)? },
                 () = alarm => {
                     let now = Instant::now();
                     if closing.is_some_and(|at| at <= now) {
@@ -209,36 +216,74 @@ impl Link {
                         let waited = self.parts.patience.ack.as_secs_f64();
                         return Err(Trouble::passing(format!("broker {} acknowledged nothing for {waited:.0} s", self.parts.broker)));
                     }
-                    if figures.is_some_and(|at| at <= now) {
+                    if hangs.is_some_and(|at| at <= now) {
+                        return Err(self.trouble(Cause::Stuck));
+                    }
+                    if let Some(open) = open.filter(|_| figures.is_some_and(|at| at <= now)) {
                         self.stats_at = now + self.parts.stats_interval;
                         let (topic, payload) = (self.parts.stats)();
                         desk.lock().stats(topic, payload);
-                        self.pump(client, window)?;
+                        self.pump(client, window, open)?;
                     }
                 }
             }
         }
     }
 
-    /// Hands out what waits, as far as the window has room.
-    fn pump(&self, client: &AsyncClient, window: &mut Window) -> Result<(), Trouble> {
+    /// Hands out what waits, as far as the window has room and the broker takes it.
+    fn pump(&mut self, client: &Client, window: &mut Window, terms: &Terms) -> Result<(), Trouble> {
         while window.has_room() {
             let Some(message) = self.parts.desk.lock().next(window.is_idle()) else { break };
+            if message.topic.len() + message.payload.len() + PACKET_OVERHEAD > terms.max_packet {
+                self.too_large(&message, terms.max_packet);
+                continue;
+            }
             let qos = match message.item {
                 Item::Record(_) => self.parts.qos,
                 Item::Stats => QoS::AtMostOnce,
                 Item::Retained(_) | Item::Online | Item::Offline => QoS::AtLeastOnce,
             };
-            client.try_publish(message.topic, qos, message.retain, message.payload).map_err(|_| defect())?;
+            let qos = if (qos as u8) < terms.max_qos as u8 { qos } else { terms.max_qos };
+            client.publish(message.topic, qos, message.retain && terms.retains, message.payload).map_err(|_| defect())?;
             window.submitted(message.item, Instant::now());
         }
         self.parts.desk.nudge();
         Ok(())
     }
 
+    /// What waited from a time when the broker took more, or before it had said what it takes.
+    fn too_large(&mut self, message: &Message, most: usize) {
+        self.parts.desk.lock().given_up(message.item, Why::Large);
+        let line = format!("broker {} takes no packet of more than {most} bytes; a larger message is dropped", self.parts.broker);
+        if self.quiet.lets(&line, Instant::now()) {
+            tracing::warn!("{line} (one to {})", message.topic);
+        }
+    }
+
+    /// The broker does not take a message. What it may take later goes out again, on another connection; what it never
+    /// will must not hold up the others.
+    fn refused(&mut self, item: Item, refusal: Refusal) -> Result<Option<Item>, Trouble> {
+        let line = format!("broker {} refused a message: {}", self.parts.broker, refusal.why);
+        if refusal.passes {
+            return Err(Trouble::passing(line));
+        }
+        if self.quiet.lets(&line, Instant::now()) {
+            tracing::warn!("{line} ({item:?})");
+        }
+        match item {
+            Item::Record(_) => {
+                self.parts.desk.lock().given_up(item, Why::Refused);
+                self.parts.desk.nudge();
+                Ok(None)
+            }
+            // As good as acknowledged: the others need not wait for it.
+            other => Ok(Some(other)),
+        }
+    }
+
     /// Before anything is published, so that no answer to it is missed.
-    fn subscribe(&self, client: &AsyncClient) -> Result<(), Trouble> {
-        self.parts.subscriptions.iter().try_for_each(|filter| client.try_subscribe(filter, QoS::AtLeastOnce)).map_err(|_| defect())
+    fn subscribe(&self, client: &Client) -> Result<(), Trouble> {
+        self.parts.subscriptions.iter().try_for_each(|filter| client.subscribe(filter)).map_err(|_| defect())
     }
 
     fn refused_subscription(&mut self) {
@@ -249,17 +294,25 @@ impl Link {
         }
     }
 
-    fn up(&mut self) {
+    fn up(&mut self, terms: Terms) -> Terms {
         self.ever = true;
+        self.parts.broker_limit.store(terms.max_packet, Ordering::Relaxed);
         self.parts.connects.add();
         self.parts.health.up();
         if std::mem::take(&mut self.told_lost) {
             tracing::info!("connected to broker {}", self.parts.broker);
         }
+        if !terms.retains {
+            let line = format!("broker {} keeps no retained messages: whoever subscribes late sees no state", self.parts.broker);
+            if self.quiet.lets(&line, Instant::now()) {
+                tracing::warn!("{line}");
+            }
+        }
+        terms
     }
 
-    fn trouble(&self, error: &ConnectionError) -> Trouble {
-        Trouble::from_error(&self.parts.broker, error)
+    fn trouble(&self, cause: Cause) -> Trouble {
+        Trouble::new(&self.parts.broker, cause)
     }
 
     /// Waits before the next try; returns whether there shall be one.
@@ -302,11 +355,11 @@ fn defect() -> Trouble {
 }
 
 /// Ends the connection cleanly, so that the last will is not published over `offline` once more.
-async fn goodbye(client: &AsyncClient, events: &mut EventLoop) {
-    if client.try_disconnect().is_err() {
+async fn goodbye(client: &Client, events: &mut Events) {
+    if client.disconnect().is_err() {
         return;
     }
-    let written = async { while !matches!(events.poll().await, Ok(Event::Outgoing(Outgoing::Disconnect)) | Err(_)) {} };
+    let written = async { while !matches!(events.poll().await, Ok(Event::Goodbye) | Err(_)) {} };
     if timeout(GOODBYE, written).await.is_err() {
         tracing::debug!("the broker did not take the DISCONNECT in time");
     }

@@ -25,6 +25,8 @@ pub enum Why {
     Large,
     /// The daemon stops, and it is kept nowhere.
     Closed,
+    /// The broker said that it does not take it, and never will.
+    Refused,
 }
 
 /// Where a camera's records go, and its counters.
@@ -36,15 +38,16 @@ pub struct Lane {
     pub published: Counter,
     /// Records given up, for whatever reason.
     pub dropped: Counter,
-    reasons: [Counter; 4],
+    reasons: [Counter; 5],
 }
 
 impl Lane {
     /// A camera's, to `topic`. Counts `mqtt_published`, `mqtt_dropped`, and the latter by reason as `mqtt_dropped_full`,
-    /// `_old`, `_large` and `_closed`.
+    /// `_old`, `_large`, `_closed` and `_refused`.
     pub fn new(topic: String, camera: &str, metrics: &Metrics) -> Self {
         let counter = |name| metrics.counter(name, camera);
-        let reasons = ["mqtt_dropped_full", "mqtt_dropped_old", "mqtt_dropped_large", "mqtt_dropped_closed"].map(counter);
+        let reasons =
+            ["mqtt_dropped_full", "mqtt_dropped_old", "mqtt_dropped_large", "mqtt_dropped_closed", "mqtt_dropped_refused"].map(counter);
         Self { topic, published: counter("mqtt_published"), dropped: counter("mqtt_dropped"), reasons }
     }
 
@@ -218,12 +221,21 @@ impl Outbox {
 
     /// The broker has record `number`: it leaves and counts as published.
     pub fn acked(&mut self, number: u64) {
+        self.leave(number, |lane| lane.published.add());
+    }
+
+    /// The broker will never take record `number`: it leaves and counts as dropped.
+    pub fn given_up(&mut self, number: u64, why: Why) {
+        self.leave(number, |lane| lane.drop_one(why));
+    }
+
+    fn leave(&mut self, number: u64, count: impl FnOnce(&Lane)) {
         let records = if self.head.back().is_some_and(|last| number <= last.number) { &mut self.head } else { &mut self.tail };
         if let Ok(index) = records.binary_search_by_key(&number, |record| record.number)
             && let Some(record) = records.remove(index)
         {
             self.bytes -= record.size();
-            record.lane.published.add();
+            count(&record.lane);
             self.forget(number);
         }
     }
@@ -423,6 +435,7 @@ mod tests {
         assert_eq!(numbers(&mut outbox), [1, 4, 5]);
         assert_eq!((lane.published.get(), lane.dropped.get()), (1, 1));
         outbox.acked(2); // a second acknowledgement changes nothing
+        outbox.given_up(2, Why::Refused);
         [1, 4, 5].into_iter().for_each(|number| outbox.acked(number));
         assert!(outbox.is_empty() && outbox.bytes == 0 && lane.published.get() == 4);
     }

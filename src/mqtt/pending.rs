@@ -163,6 +163,14 @@ impl Pending {
         }
     }
 
+    /// The broker will never take it; a record counts as dropped.
+    pub fn given_up(&mut self, item: Item, why: Why) {
+        match item {
+            Item::Record(number) => self.outbox.given_up(number, why),
+            other => self.acked(other),
+        }
+    }
+
     /// The link is lost: the next connection starts with the retained state and sends every record not acknowledged again.
     pub fn rewind(&mut self) {
         self.retained.rewind();

@@ -1,6 +1,7 @@
 //! The handle of the stages that publish: what they say becomes payloads on the desk, and what the broker says, commands.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,8 @@ use crate::mqtt::pending::Desk;
 use crate::mqtt::retained::Stage;
 use crate::mqtt::topic::Topics;
 use crate::mqtt::trouble::Quiet;
-use crate::mqtt::{OWN_PACKET, PACKET_OVERHEAD, discovery, stats};
+use crate::mqtt::wire::PACKET_OVERHEAD;
+use crate::mqtt::{OWN_PACKET, discovery, stats};
 use crate::types::{CameraId, CameraStatus, Looked};
 
 /// Puts messages on the desk. Never blocks on the network and never fails; clones share the desk.
@@ -31,6 +33,8 @@ pub(super) struct Inner {
     pub(super) topics: Topics,
     /// A larger packet would cost the connection, and its neighbours with it: it is refused before. Bytes.
     pub(super) max_packet: usize,
+    /// What the broker takes, as it said last; bytes.
+    pub(super) broker_limit: Arc<AtomicUsize>,
     pub(super) metrics: Metrics,
     /// Home Assistant's first topic level; `None`: it is told nothing.
     pub(super) discovery: Option<String>,
@@ -54,10 +58,12 @@ impl Publisher {
         let lane = self.lane(camera);
         let payload = payload::looked(looked, &self.0.context);
         let size = lane.topic.len() + payload.len() + PACKET_OVERHEAD;
-        let most = self.0.max_packet;
+        let most = self.0.max_packet.min(self.0.broker_limit.load(Ordering::Relaxed));
         if size > most {
             lane.drop_one(Why::Large);
-            let line = format!("detections of camera {camera} are too large for a message; must be at most mqtt.max_packet, {most} bytes");
+            let line = format!(
+                "detections of camera {camera} are too large for a message; must be at most {most} bytes, by mqtt.max_packet or the broker's own limit"
+            );
             self.warn(&line, &format!("seq {} has {size} bytes", looked.seq));
             return;
         }

@@ -8,7 +8,6 @@ use std::ops::ControlFlow;
 use std::pin::pin;
 use std::time::Duration;
 
-use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, QoS, SubscribeReasonCode};
 use tokio::time::{sleep, timeout};
 
 use crate::base::backoff::Backoff;
@@ -17,11 +16,9 @@ use crate::base::shutdown::Shutdown;
 use crate::config::MqttConfig;
 use crate::mqtt::Patience;
 use crate::mqtt::trouble::Trouble;
+use crate::mqtt::wire::{self, Client, Event, Events, MAX_PACKET, Options};
 
 pub use line::{Heard, object};
-
-/// The protocol's own bound, for pictures may be larger than what the daemon's records are held to.
-const MAX_PACKET: usize = 268_435_455;
 
 /// How often the stop flag is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -47,8 +44,7 @@ pub enum News {
 /// When the configuration cannot be used.
 pub fn follow(config: &MqttConfig, patience: Patience, shutdown: &Shutdown, mut tell: impl FnMut(News) -> ControlFlow<()>) -> Result<()> {
     let config = MqttConfig { client_id: format!("palisade-tail-{}", uuid::Uuid::new_v4().simple()), ..config.clone() };
-    let mut options = super::options(&config, patience)?;
-    options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
+    let options = Options::new(&config, patience, MAX_PACKET)?;
     let (broker, filter) = (format!("{}:{}", config.host, config.port), format!("{}/#", config.topic_prefix));
     let runtime = super::runtime()?;
     let mut backoff = Backoff::new(patience.retry, patience.retry_most);
@@ -76,35 +72,32 @@ pub fn follow(config: &MqttConfig, patience: Patience, shutdown: &Shutdown, mut 
 
 /// One connection. `Ok`: it is to end.
 async fn connection(
-    options: &MqttOptions,
+    options: &Options,
     broker: &str,
     filter: &str,
     patience: Patience,
     shutdown: &Shutdown,
     mut tell: impl FnMut(News) -> ControlFlow<()>,
 ) -> Result<(), Trouble> {
-    let mut network = NetworkOptions::new();
-    network.set_connection_timeout(patience.connect.as_secs().max(1));
-    let (client, mut events) = AsyncClient::new(options.clone(), 4);
-    events.set_network_options(network);
+    let (client, mut events) = wire::open(options, patience.connect, 4);
     while let Some(event) = next(&mut events, broker, shutdown).await? {
         let end = match event {
-            Event::Incoming(Packet::ConnAck(_)) => {
+            Event::Up(_) => {
                 // The channel is empty, so this fails only by a defect of ours.
                 client
-                    .try_subscribe(filter, QoS::AtLeastOnce)
+                    .subscribe(filter)
                     .map_err(|_| Trouble::passing("the subscription could not be sent; this is a defect, please report it".into()))?;
                 ControlFlow::Continue(())
             }
-            Event::Incoming(Packet::SubAck(ack)) => {
-                if ack.return_codes.contains(&SubscribeReasonCode::Failure) {
+            Event::Subscribed(granted) => {
+                if !granted {
                     let sentence = format!("broker {broker} refused the subscription to {filter}; must be a user who may read it");
                     return Err(Trouble { sentence, refused: true });
                 }
                 tell(News::Connected)
             }
-            Event::Incoming(Packet::Publish(message)) => {
-                tell(News::Message(Heard { topic: message.topic, retained: message.retain, payload: message.payload.to_vec() }))
+            Event::Message(message) => {
+                tell(News::Message(Heard { topic: message.topic, retained: message.retain, payload: message.payload }))
             }
             _ => ControlFlow::Continue(()),
         };
@@ -117,19 +110,19 @@ async fn connection(
 }
 
 /// Ends the connection cleanly, if there is one, as a courtesy to the broker's log.
-async fn goodbye(client: &AsyncClient, events: &mut EventLoop) {
-    if client.try_disconnect().is_ok() {
-        let written = async { while !matches!(events.poll().await, Ok(Event::Outgoing(Outgoing::Disconnect)) | Err(_)) {} };
+async fn goodbye(client: &Client, events: &mut Events) {
+    if client.disconnect().is_ok() {
+        let written = async { while !matches!(events.poll().await, Ok(Event::Goodbye) | Err(_)) {} };
         timeout(GOODBYE, written).await.ok();
     }
 }
 
 /// The next event; `None` once the flag is up. A poll is never given up but to end the connection.
-async fn next(events: &mut EventLoop, broker: &str, shutdown: &Shutdown) -> Result<Option<Event>, Trouble> {
+async fn next(events: &mut Events, broker: &str, shutdown: &Shutdown) -> Result<Option<Event>, Trouble> {
     let mut poll = pin!(events.poll());
     while !shutdown.is_set() {
         tokio::select! {
-            event = &mut poll => return event.map(Some).map_err(|error| Trouble::from_error(broker, &error)),
+            event = &mut poll => return event.map(Some).map_err(|cause| Trouble::new(broker, cause)),
             () = sleep(TICK) => {}
         }
     }

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use rumqttc::{ConnectReturnCode, ConnectionError, StateError, mqttbytes};
-
 /// The least time between two lines about the same trouble.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -16,54 +14,91 @@ pub struct Trouble {
     pub refused: bool,
 }
 
+/// What became of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The broker refused user name or password.
+    Login,
+    /// The broker refused our client id.
+    ClientId,
+    /// The broker does not speak this version; what to do goes after `refused `.
+    Protocol(&'static str),
+    /// It lets nobody in for now.
+    Busy,
+    /// It refused something else, until somebody changes something; in words that go on after `refused `.
+    Refused(&'static str),
+    /// It ended the connection, in words that go on after `ended the connection: `.
+    Ended {
+        /// Why.
+        why: String,
+        /// It will again, until somebody changes something.
+        refused: bool,
+    },
+    /// It did not answer in time.
+    Late,
+    /// It takes no more data.
+    Stuck,
+    /// It wants a certificate of ours that it knows; what OpenSSL calls that.
+    Certificate(String),
+    /// Encryption did not come about; OpenSSL's report.
+    Tls(String),
+    /// There is no connection to be had.
+    Unreachable(String),
+    /// A ping was not answered.
+    NoPing,
+    /// It closed the connection.
+    Closed,
+    /// The connection broke.
+    BrokenOff(String),
+    /// Anything else.
+    Other(String),
+}
+
 impl Trouble {
     /// A trouble that may pass by itself.
     pub fn passing(sentence: String) -> Self {
         Self { sentence, refused: false }
     }
 
-    /// What `error` means for the link to `broker` (`host:port`).
-    pub fn from_error(broker: &str, error: &ConnectionError) -> Self {
-        if let Some(why) = alert(&error.to_string()) {
-            let sentence = format!("broker {broker} takes no client without a certificate that it knows: {why}; check mqtt.cert_file");
-            return Self { sentence, refused: true };
-        }
-        let sentence = match error {
-            ConnectionError::ConnectionRefused(code) => return Self::from_refusal(broker, *code),
-            ConnectionError::NetworkTimeout => format!("broker {broker} did not answer in time"),
-            ConnectionError::FlushTimeout => format!("broker {broker} takes no more data"),
-            ConnectionError::Tls(cause) => {
-                let report = cause.to_string();
+    /// What `cause` means for the link to `broker` (`host:port`).
+    pub fn new(broker: &str, cause: Cause) -> Self {
+        let refused = matches!(
+            cause,
+            Cause::Login
+                | Cause::ClientId
+                | Cause::Protocol(_)
+                | Cause::Refused(_)
+                | Cause::Certificate(_)
+                | Cause::Ended { refused: true, .. }
+        );
+        let sentence = match cause {
+            Cause::Login => format!("broker {broker} refused the login; check mqtt.username and mqtt.password_file"),
+            Cause::ClientId => format!("broker {broker} refused our client id"),
+            Cause::Busy => format!("broker {broker} refused the connection for now"),
+            Cause::Protocol(what) | Cause::Refused(what) => format!("broker {broker} refused {what}"),
+            Cause::Ended { why, .. } => format!("broker {broker} ended the connection: {why}"),
+            Cause::Late => format!("broker {broker} did not answer in time"),
+            Cause::Stuck => format!("broker {broker} takes no more data"),
+            Cause::Certificate(why) => {
+                format!("broker {broker} takes no client without a certificate that it knows: {why}; check mqtt.cert_file")
+            }
+            Cause::Tls(report) => {
                 let reason = reason(&report);
                 format!("broker {broker} could not be reached over TLS: {reason}; {}", cure(reason))
             }
-            ConnectionError::Io(cause) => format!("broker {broker} cannot be reached: {cause}"),
-            ConnectionError::MqttState(StateError::AwaitPingResp) => format!("broker {broker} stopped answering pings"),
-            ConnectionError::MqttState(StateError::ConnectionAborted) => format!("broker {broker} closed the connection"),
-            ConnectionError::MqttState(StateError::Io(cause) | StateError::Deserialization(mqttbytes::Error::Io(cause))) => {
-                format!("broker {broker} broke off the connection: {cause}")
-            }
-            other => format!("link to broker {broker} failed: {other}"),
+            Cause::Unreachable(why) => format!("broker {broker} cannot be reached: {why}"),
+            Cause::NoPing => format!("broker {broker} stopped answering pings"),
+            Cause::Closed => format!("broker {broker} closed the connection"),
+            Cause::BrokenOff(why) => format!("broker {broker} broke off the connection: {why}"),
+            Cause::Other(why) => format!("link to broker {broker} failed: {why}"),
         };
-        Self::passing(sentence)
-    }
-
-    fn from_refusal(broker: &str, code: ConnectReturnCode) -> Self {
-        let (why, refused) = match code {
-            ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => {
-                ("the login; check mqtt.username and mqtt.password_file", true)
-            }
-            ConnectReturnCode::BadClientId => ("our client id", true),
-            ConnectReturnCode::RefusedProtocolVersion => ("MQTT 3.1.1; must be a broker that speaks it", true),
-            ConnectReturnCode::ServiceUnavailable | ConnectReturnCode::Success => ("the connection for now", false),
-        };
-        Self { sentence: format!("broker {broker} refused {why}"), refused }
+        Self { sentence, refused }
     }
 }
 
 /// What the broker says of our certificate, if OpenSSL's report tells of that (the alerts of RFC 8446, 6.2). With TLS 1.3
 /// it comes after the handshake, in place of an answer; with 1.2 a missing certificate is a mere `handshake failure`.
-fn alert(report: &str) -> Option<&str> {
+pub fn alert(report: &str) -> Option<&str> {
     let (_, rest) = report.split_once(" alert ")?;
     let why = rest.split(':').next()?;
     (why.contains("certificate") || ["unknown ca", "handshake failure"].contains(&why)).then_some(why)
@@ -108,24 +143,28 @@ impl Quiet {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+    use rumqttc::{ConnectReturnCode, ConnectionError, StateError, mqttbytes};
+
     use super::*;
+    use crate::mqtt::wire::v3::cause;
+
+    fn told(error: &ConnectionError) -> Trouble {
+        Trouble::new("hub:1883", cause(error))
+    }
 
     #[test]
     fn a_refused_login_names_what_to_check_and_is_tried_rarely() {
-        let trouble = Trouble::from_error("hub:1883", &ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized));
+        let trouble = told(&ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized));
         assert_eq!(trouble.sentence, "broker hub:1883 refused the login; check mqtt.username and mqtt.password_file");
         assert!(trouble.refused);
-        let busy = Trouble::from_error("hub:1883", &ConnectionError::ConnectionRefused(ConnectReturnCode::ServiceUnavailable));
+        let busy = told(&ConnectionError::ConnectionRefused(ConnectReturnCode::ServiceUnavailable));
         assert!(!busy.refused);
     }
 
     #[test]
     fn a_passing_trouble_names_broker_and_cause() {
         let error = ConnectionError::Io(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
-        assert_eq!(
-            Trouble::from_error("hub:1883", &error),
-            Trouble::passing("broker hub:1883 cannot be reached: connection refused".into())
-        );
+        assert_eq!(told(&error), Trouble::passing("broker hub:1883 cannot be reached: connection refused".into()));
     }
 
     #[test]
@@ -141,7 +180,7 @@ mod tests {
             "error:0A00045C:SSL routines:ssl3_read_bytes:tlsv13 alert certificate required:../rec_layer_s3.c:1601:SSL alert number 116";
         assert_eq!(alert(report), Some("certificate required"));
         let state = StateError::Deserialization(mqttbytes::Error::Io(std::io::Error::other(report)));
-        let trouble = Trouble::from_error("hub:8883", &ConnectionError::MqttState(state));
+        let trouble = Trouble::new("hub:8883", cause(&ConnectionError::MqttState(state)));
         let sentence = "broker hub:8883 takes no client without a certificate that it knows: certificate required; check mqtt.cert_file";
         assert_eq!(trouble, Trouble { sentence: sentence.to_owned(), refused: true });
         assert_eq!(

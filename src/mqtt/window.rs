@@ -26,6 +26,7 @@ enum Stage {
 /// The messages on their way, oldest first.
 #[derive(Debug)]
 pub struct Window {
+    room: usize,
     flights: VecDeque<(Item, Stage)>,
     /// When it last began to wait or heard an acknowledgement.
     progress: Instant,
@@ -34,12 +35,17 @@ pub struct Window {
 impl Window {
     /// An empty window.
     pub fn new(now: Instant) -> Self {
-        Self { flights: VecDeque::with_capacity(ROOM), progress: now }
+        Self { room: ROOM, flights: VecDeque::with_capacity(ROOM), progress: now }
+    }
+
+    /// Narrower, for a broker that takes so many messages only before it acknowledges one.
+    pub fn narrow(&mut self, most: usize) {
+        self.room = self.room.min(most).max(1);
     }
 
     /// Whether another message may be submitted.
     pub fn has_room(&self) -> bool {
-        self.flights.len() < ROOM
+        self.flights.len() < self.room
     }
 
     /// Whether every message is acknowledged.
@@ -132,6 +138,9 @@ mod tests {
         assert!(!window.has_room(), "15 of 16 are done, but the oldest is not");
         window.acked(1, now);
         assert!(window.has_room() && window.is_idle());
+        window.narrow(1);
+        window.submitted(Item::Online, now);
+        assert!(!window.has_room(), "a broker may take one at a time");
     }
 
     #[test]

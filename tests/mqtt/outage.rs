@@ -3,19 +3,19 @@
 use std::time::{Duration, Instant};
 
 use palisade::base::metrics::Metrics;
-use palisade::config::MqttConfig;
+use palisade::config::{MqttConfig, MqttVersion};
 use palisade::mqtt::{Patience, Publisher};
 
 use super::{QUICK, dropped, first_arrivals, looked, publish, published, start, start_with};
 use crate::support::broker::{Broker, LONG, Received, Subscriber, eventually};
 
 /// Publishes 250 records of each of two cameras while `trouble` befalls the broker, and asserts that all arrive in order.
-fn all_arrive(client_id: &str, qos: u8, trouble: impl FnOnce(&mut Broker, &Publisher)) {
+pub fn all_arrive(client_id: &str, qos: u8, version: MqttVersion, trouble: impl FnOnce(&mut Broker, &Publisher)) {
     const EACH: u64 = 250;
     let mut broker = Broker::start();
     let subscriber = Subscriber::durable(&broker, "palisade/+/detections");
     let metrics = Metrics::new();
-    let mqtt = start(MqttConfig { qos, ..broker.config(client_id) }, &metrics);
+    let mqtt = start(MqttConfig { qos, version, ..broker.config(client_id) }, &metrics);
     let publisher = mqtt.publisher();
     let feeding = std::thread::spawn(move || {
         for seq in 1..=EACH {
@@ -42,7 +42,7 @@ fn all_arrive(client_id: &str, qos: u8, trouble: impl FnOnce(&mut Broker, &Publi
     mqtt.finish(LONG);
 }
 
-fn kill_and_restart(broker: &mut Broker, publisher: &Publisher) {
+pub fn kill_and_restart(broker: &mut Broker, publisher: &Publisher) {
     broker.kill9();
     eventually("the loss is noticed", || publisher.trouble().is_some());
     broker.restart();
@@ -51,17 +51,17 @@ fn kill_and_restart(broker: &mut Broker, publisher: &Publisher) {
 
 #[test]
 fn nothing_is_lost_when_the_broker_is_killed_and_restarted() {
-    all_arrive("killed", 1, kill_and_restart);
+    all_arrive("killed", 1, MqttVersion::V3, kill_and_restart);
 }
 
 #[test]
 fn nothing_is_lost_with_qos_2_either() {
-    all_arrive("killed-2", 2, kill_and_restart);
+    all_arrive("killed-2", 2, MqttVersion::V3, kill_and_restart);
 }
 
 #[test]
 fn nothing_is_lost_when_the_broker_freezes_for_long() {
-    all_arrive("frozen", 1, |broker, publisher| {
+    all_arrive("frozen", 1, MqttVersion::V3, |broker, publisher| {
         broker.freeze();
         eventually("the silence is noticed", || publisher.trouble().is_some());
         broker.thaw();
@@ -71,7 +71,7 @@ fn nothing_is_lost_when_the_broker_freezes_for_long() {
 
 #[test]
 fn nothing_is_lost_when_a_frozen_broker_is_killed_and_restarted() {
-    all_arrive("frozen-killed", 1, |broker, publisher| {
+    all_arrive("frozen-killed", 1, MqttVersion::V3, |broker, publisher| {
         broker.freeze();
         eventually("the silence is noticed", || publisher.trouble().is_some());
         kill_and_restart(broker, publisher);

@@ -45,6 +45,10 @@ pub struct Setup {
     pub asks_for_certificate: bool,
     /// The port; `None`: a free one.
     pub port: Option<u16>,
+    /// More lines of its configuration.
+    pub more: Vec<String>,
+    /// Its access list: who may do what with which topic.
+    pub access: Option<String>,
 }
 
 /// A mosquitto on a loopback port. Killed when dropped. Sessions and retained messages survive `stop` and `kill9`.
@@ -104,6 +108,11 @@ impl Broker {
         if self.setup.asks_for_certificate {
             lines.push(format!("cafile {}\nrequire_certificate true", path("ca.pem")));
         }
+        if let Some(access) = &self.setup.access {
+            fs::write(self.path("access"), access).unwrap();
+            lines.push(format!("acl_file {}", path("access")));
+        }
+        lines.extend(self.setup.more.iter().cloned());
         match &self.setup.login {
             Some((user, password)) => {
                 let tool = tool("mosquitto_passwd");
@@ -184,6 +193,7 @@ impl Broker {
         MqttConfig {
             host: "localhost".to_owned(),
             port: self.port,
+            version: palisade::config::MqttVersion::V3,
             username,
             password: password.map(Into::into),
             topic_prefix: "palisade".to_owned(),

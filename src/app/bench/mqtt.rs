@@ -13,7 +13,7 @@ use crate::base::clock::Utc;
 use crate::base::error::{Context as _, Error, Kind, Result};
 use crate::base::metrics::{Counter, Latency, Metrics};
 use crate::base::shutdown::Shutdown;
-use crate::config::{Durable, MqttConfig};
+use crate::config::{Durable, MqttConfig, MqttVersion};
 use crate::mqtt::{self, Context, Mqtt, Watched};
 use crate::types::{Answer, Box01, CameraId, Detection, Finish, Frame, Looked, Prompt, TimeSource};
 
@@ -172,6 +172,7 @@ fn config(port: u16, state_dir: Option<PathBuf>) -> MqttConfig {
     MqttConfig {
         host: "127.0.0.1".to_owned(),
         port,
+        version: MqttVersion::V3,
         username: None,
         password: None,
         topic_prefix: "palisade".to_owned(),

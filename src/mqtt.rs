@@ -1,4 +1,5 @@
-//! Floor 3: detections and states are published over MQTT 3.1.1 or 5, at least once, whatever the broker does meanwhile.
+//! Floor 3: detections, events and states are published over MQTT 3.1.1 or 5, at least once, whatever the broker does
+//! meanwhile.
 //!
 //! ```text
 //! Publisher (any thread, never blocks) → payload → Desk { newest state per topic, outbox } → link (thread "mqtt") → broker
@@ -126,7 +127,7 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
     let broker_limit = Arc::new(AtomicUsize::new(wire::MAX_PACKET));
     let publisher = Publisher(Arc::new(Inner {
         context,
-        durable: config.durable == Durable::All,
+        durable: config.durable,
         topics,
         max_packet: config.max_packet,
         broker_limit: broker_limit.clone(),

@@ -18,6 +18,7 @@ use crate::mqtt::Patience;
 use crate::mqtt::health::Health;
 use crate::mqtt::outbox::Why;
 use crate::mqtt::pending::{Desk, Item, Message};
+use crate::mqtt::topic::is_events;
 use crate::mqtt::trouble::{Cause, Quiet, Trouble};
 use crate::mqtt::window::{ROOM, Window};
 use crate::mqtt::wire::{self, Client, Event, Events, Options, PACKET_OVERHEAD, Refusal, Terms};
@@ -32,7 +33,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// How to reach the broker, who we are, and the last will.
     pub options: Options,
-    /// QoS of records; figures are sent with QoS 0, all else with QoS 1.
+    /// QoS of records, but at least 1 of events; figures are sent with QoS 0, all else with QoS 1.
     pub qos: QoS,
     /// `host:port`, for sentences.
     pub broker: String,
@@ -239,6 +240,8 @@ impl Link {
                 continue;
             }
             let qos = match message.item {
+                // A lost event is a wrong picture of the world for as long as its object is there.
+                Item::Record(_) if self.parts.qos == QoS::AtMostOnce && is_events(&message.topic) => QoS::AtLeastOnce,
                 Item::Record(_) => self.parts.qos,
                 Item::Stats => QoS::AtMostOnce,
                 Item::Retained(_) | Item::Online | Item::Offline => QoS::AtLeastOnce,

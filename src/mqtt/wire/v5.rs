@@ -186,7 +186,8 @@ fn refused(code: ConnectReturnCode) -> Cause {
     }
 }
 
-/// Why the broker ended the connection (MQTT 5, 3.14.2.1).
+/// Why the broker ended the connection (MQTT 5, 3.14.2.1). The library cannot read a reason that has no properties beside it,
+/// as mosquitto 2.0 sends it: then the connection is closed, and no more is known.
 fn disconnected(code: DisconnectReasonCode) -> Cause {
     match code {
         DisconnectReasonCode::SessionTakenOver => {

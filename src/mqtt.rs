@@ -14,6 +14,7 @@ mod control;
 mod discovery;
 mod health;
 mod keeper;
+mod label;
 mod link;
 mod outbox;
 pub mod payload;

@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::mqtt::topic::{Topics, slug};
+use crate::mqtt::label::{self, Label};
+use crate::mqtt::topic::Topics;
 use crate::types::{CameraId, Detection, Prompt};
 
 /// A camera as its readers are told of it.
@@ -15,15 +16,6 @@ pub struct Watched {
     pub prompt: Prompt,
     /// Whether they are looked at.
     pub enabled: bool,
-}
-
-/// A label that is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Label {
-    /// As it was first written.
-    pub name: String,
-    /// As a topic level. Labels that share it are one.
-    pub slug: String,
 }
 
 /// A camera's labels, counts and rate.
@@ -55,13 +47,10 @@ impl Cameras {
     pub fn watch(&mut self, watched: &Watched, topics: &Topics) -> Payloads {
         let id = &watched.id;
         let camera = self.0.entry(id.clone()).or_default();
-        camera.labels.clear();
-        for name in watched.prompt.labels() {
-            let label = Label { name: name.clone(), slug: slug(name) };
-            if !camera.labels.iter().any(|known| known.slug == label.slug) {
-                camera.labels.push(label);
-            }
-        }
+        let before = std::mem::replace(&mut camera.labels, label::labels(watched.prompt.labels()));
+        let key = |labels: &[Label], slug: &str| labels.iter().find(|label| label.slug == slug).map(|label| label.key.clone());
+        // A slug may now stand for another label, which begins with zero as any new one.
+        camera.counts.retain(|slug, _| key(&camera.labels, slug).is_none_or(|now| key(&before, slug) == Some(now)));
         let asked: BTreeSet<&String> = camera.labels.iter().map(|label| &label.slug).collect();
         let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut camera.counts).into_iter().partition(|(slug, _)| asked.contains(slug));
@@ -97,7 +86,12 @@ impl Cameras {
     pub fn looked(&mut self, id: &CameraId, detections: &[Detection], topics: &Topics) -> Payloads {
         let Some(camera) = self.0.get_mut(id).filter(|camera| !camera.off || detections.is_empty()) else { return Payloads::new() };
         let mut found: BTreeMap<String, usize> = BTreeMap::new();
-        detections.iter().for_each(|detection| *found.entry(slug(&detection.label)).or_default() += 1);
+        for detection in detections {
+            let key = label::key(&detection.label);
+            if let Some(label) = camera.labels.iter().find(|label| label.key == key) {
+                *found.entry(label.slug.clone()).or_default() += 1;
+            }
+        }
         let mut changed = Payloads::new();
         for (slug, count) in &mut camera.counts {
             let now = found.get(slug).copied().unwrap_or_default();
@@ -170,6 +164,25 @@ mod tests {
         assert_eq!(looked(&["cat", "traffic light"]), ["P/a/count/cat=1"]);
         assert_eq!(lines(cameras.end(&topics)), ["P/a/count/cat=0", "P/a/count/traffic_light=0"]);
         assert!(cameras.end(&topics).is_empty());
+    }
+
+    #[test]
+    fn labels_with_the_same_slug_are_counted_apart() {
+        let (mut cameras, topics) = (Cameras::default(), Topics::new("P"));
+        let told = lines(cameras.watch(&watched("detect 猫1 ; 犬1 ; 1"), &topics));
+        let slug = |index: usize| told[index].strip_prefix("P/a/count/").unwrap().strip_suffix("=0").unwrap().to_owned();
+        let (cat, dog) = (slug(2), slug(3));
+        assert!(told.len() == 5 && slug(4) == "1" && cat != dog, "{told:?}");
+        let id = watched("x").id;
+        assert_eq!(
+            lines(cameras.looked(&id, &found(&["犬1", "犬1", "1", "鳥1"]), &topics)),
+            ["P/a/count/1=1".to_owned(), format!("P/a/count/{dog}=2")]
+        );
+        let told = lines(cameras.watch(&watched("detect 犬1"), &topics));
+        assert!(
+            told.contains(&format!("P/a/count/{dog}=")) && told.contains(&"P/a/count/1=0".to_owned()),
+            "alone it needs no digits, and begins anew: {told:?}"
+        );
     }
 
     #[test]

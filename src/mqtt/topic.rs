@@ -86,7 +86,7 @@ pub fn is_events(topic: &str) -> bool {
 }
 
 /// A label as a topic level: lowercase a-z and 0-9, one `_` for all that stands between them. A label without any of
-/// them is told by eight hexadecimal digits.
+/// them is told by eight hexadecimal digits. Two labels may come to share one: `label::labels` tells them apart.
 pub fn slug(label: &str) -> String {
     let label = label.trim().to_lowercase();
     let words: Vec<&str> = label.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();

@@ -302,6 +302,8 @@ pub struct MqttConfig {
     pub stats_interval: Duration,
     /// First level(s) of Home Assistant's discovery topics; `None`: no discovery.
     pub discovery_prefix: Option<String>,
+    /// First level(s) of the topics that Frigate's readers know; `None`: they are told nothing.
+    pub frigate_prefix: Option<String>,
     /// The largest packet sent, in bytes; a record that would make a larger one is refused alone.
     pub max_packet: usize,
 }

@@ -5,6 +5,7 @@ mod consumer;
 mod durable;
 mod encryption;
 mod event;
+mod frigate;
 mod outage;
 mod schema;
 mod state;

@@ -24,7 +24,9 @@ struct Camera {
     labels: Vec<Label>,
     /// By slug, one for each label.
     counts: BTreeMap<String, usize>,
-    /// Slugs of labels that were asked for in this run and are no longer.
+    /// The sum of the counts that Frigate's readers were told last.
+    all: Option<usize>,
+    /// Slugs of labels that were asked for before and are no longer.
     gone: BTreeSet<String>,
     /// Its frames are not looked at: what one shows that was under way counts no more.
     off: bool,
@@ -36,6 +38,27 @@ pub type Payloads = Vec<(String, Vec<u8>)>;
 
 /// Entities of labels that went are told for so many, or descriptions would grow with each command.
 const MOST_GONE: usize = 64;
+
+impl Camera {
+    fn leave(&mut self, slug: String) {
+        if self.gone.len() == MOST_GONE {
+            self.gone.pop_first();
+        }
+        self.gone.insert(slug);
+    }
+
+    /// The sum of the counts for Frigate's readers, if it changed.
+    fn sum(&mut self, id: &CameraId, topics: &Topics) -> Option<(String, Vec<u8>)> {
+        let topic = topics.frigate_all(id)?;
+        let sum = self.counts.values().sum();
+        (self.all.replace(sum) != Some(sum)).then(|| (topic, sum.to_string().into()))
+    }
+}
+
+/// Tells a count wherever it is read.
+fn tell(payloads: &mut Payloads, topics: &Topics, id: &CameraId, slug: &str, text: &str) {
+    payloads.extend(topics.counts(id, slug).into_iter().map(|topic| (topic, text.into())));
+}
 
 /// Every camera by id.
 #[derive(Debug, Default)]
@@ -59,25 +82,23 @@ impl Cameras {
         let state = if watched.enabled { "ON" } else { "OFF" };
         let mut payloads = vec![(topics.prompt_state(id), watched.prompt.text().into()), (topics.detect_state(id), state.into())];
         for slug in gone.into_keys() {
-            payloads.push((topics.count(id, &slug), Vec::new()));
-            if camera.gone.len() == MOST_GONE {
-                camera.gone.pop_first();
-            }
-            camera.gone.insert(slug);
+            tell(&mut payloads, topics, id, &slug, "");
+            camera.leave(slug);
         }
         for label in &camera.labels {
             if !camera.counts.contains_key(&label.slug) {
                 camera.counts.insert(label.slug.clone(), 0);
-                payloads.push((topics.count(id, &label.slug), b"0".into()));
+                tell(&mut payloads, topics, id, &label.slug, "0");
             }
         }
         camera.off = !watched.enabled;
         if camera.off {
             for (slug, count) in camera.counts.iter_mut().filter(|(_, count)| **count > 0) {
                 *count = 0;
-                payloads.push((topics.count(id, slug), b"0".into()));
+                tell(&mut payloads, topics, id, slug, "0");
             }
         }
+        payloads.extend(camera.sum(id, topics));
         payloads
     }
 
@@ -96,9 +117,10 @@ impl Cameras {
         for (slug, count) in &mut camera.counts {
             let now = found.get(slug).copied().unwrap_or_default();
             if std::mem::replace(count, now) != now {
-                changed.push((topics.count(id, slug), now.to_string().into()));
+                tell(&mut changed, topics, id, slug, &now.to_string());
             }
         }
+        changed.extend(camera.sum(id, topics));
         changed
     }
 
@@ -183,6 +205,21 @@ mod tests {
             told.contains(&format!("P/a/count/{dog}=")) && told.contains(&"P/a/count/1=0".to_owned()),
             "alone it needs no digits, and begins anew: {told:?}"
         );
+    }
+
+    #[test]
+    fn frigates_readers_have_each_count_and_the_sum() {
+        let (mut cameras, topics) = (Cameras::default(), Topics::new("P").with_frigate(Some("F")));
+        let told = lines(cameras.watch(&watched("detect cat ; all"), &topics));
+        assert_eq!(told[2..], ["P/a/count/cat=0", "F/a/cat=0", "P/a/count/all=0", "F/a/all=0"]);
+        let id = watched("x").id;
+        let told = lines(cameras.looked(&id, &found(&["cat", "cat", "all", "dog"]), &topics));
+        assert_eq!(told, ["P/a/count/all=1", "P/a/count/cat=2", "F/a/cat=2", "F/a/all=3"]);
+        assert!(cameras.looked(&id, &found(&["cat", "cat", "all"]), &topics).is_empty());
+        let told = lines(cameras.watch(&watched("detect cat"), &topics));
+        assert_eq!(told[2..], ["P/a/count/all=", "F/a/all=2"]);
+        let told = lines(cameras.watch(&watched("detect dog"), &topics));
+        assert_eq!(told[2..], ["P/a/count/cat=", "F/a/cat=", "P/a/count/dog=0", "F/a/dog=0", "F/a/all=0"]);
     }
 
     #[test]

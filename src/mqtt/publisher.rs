@@ -56,10 +56,14 @@ impl Publisher {
         self.record(&self.lane(camera), payload, self.0.durable == Durable::All, || format!("seq {}", looked.seq));
     }
 
-    /// Queues the `events` object of a change, in the order of the calls.
+    /// Queues the `events` object of a change, in the order of the calls, and behind it the same as Frigate's readers know it.
     pub fn event(&self, event: &Event) {
         let lane = self.0.lanes.of(&self.0.topics.events(&event.camera));
-        self.record(&lane, payload::event(event), self.0.durable != Durable::None, || format!("track {}", event.track.id));
+        let (durable, what) = (self.0.durable != Durable::None, || format!("track {}", event.track.id));
+        self.record(&lane, payload::event(event), durable, what);
+        if let Some(topic) = self.0.topics.frigate_events() {
+            self.record(&self.0.lanes.of(&topic), payload::frigate(event), durable, what);
+        }
     }
 
     fn record(&self, lane: &Arc<Lane>, payload: Vec<u8>, durable: bool, what: impl Fn() -> String) {

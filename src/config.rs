@@ -294,7 +294,7 @@ pub struct MqttConfig {
     pub client_id: String,
     /// What outlives the process.
     pub durable: Durable,
-    /// Where it is kept; `None`: nowhere.
+    /// Where it is kept, and which retained topics there are; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
     /// Commands are heard.
     pub control: bool,

@@ -6,6 +6,7 @@
 //!                                                        keeper (thread "outbox") → store on disk
 //! ```
 //! State is retained: a camera's status, prompt and counts, and Home Assistant's discovery of all these.
+//! Retained topics are written down in the state folder (`earlier`), so that the next run clears those it tells no more.
 //! With `mqtt.frigate` events and counts are told once more as Frigate's readers know them, and a second connection
 //! (`presence`) says on `frigate/available` whether the daemon is there.
 //! A record leaves the outbox when the broker acknowledges it. It is bounded; the oldest go first and are counted in
@@ -14,6 +15,7 @@
 mod cameras;
 mod control;
 mod discovery;
+mod earlier;
 mod health;
 mod keeper;
 mod label;
@@ -49,6 +51,7 @@ use crate::types::{CameraState, CameraStatus};
 
 use cameras::Payloads;
 use control::Control;
+use earlier::{Notes, Told};
 use health::Health;
 use link::{Incoming, Link, Parts};
 use outbox::Limits;
@@ -110,6 +113,7 @@ pub struct Mqtt {
     thread: Option<Thread>,
     presence: Option<Presence>,
     keeper: Option<Thread>,
+    notes: Option<Notes>,
 }
 
 /// Starts the link; the broker need not be there.
@@ -150,12 +154,18 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         desk,
         health,
     }));
+    let told = config.state_dir.as_deref().map(Told::read).unwrap_or_default();
     for camera in cameras {
         publisher.lane(&camera.id);
+        publisher.earlier(&camera.id, &told);
         let (state, reason, since) = (CameraState::Connecting, String::new(), Utc::now());
         publisher.camera_status(&CameraStatus { camera: camera.id.clone(), state, reason, since, fps: 0.0 });
         publisher.watch(camera);
     }
+    let topics = &publisher.0.topics;
+    let always: Vec<String> = std::iter::once(topics.status()).chain(topics.frigate_available()).collect();
+    publisher.clear(&told, &always);
+    let notes = config.state_dir.as_deref().map(|folder| earlier::start(folder, publisher.0.desk.clone(), always)).transpose()?;
     warn_of_clear_text(&config);
     let available = publisher.0.topics.frigate_available();
     let presence = available.map(|topic| presence::start(&config, "frigate", topic, patience, metrics)).transpose()?;
@@ -185,7 +195,7 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         stats: Box::new(figures(publisher.clone())),
     };
     let thread = serve("mqtt", parts)?;
-    Ok(Mqtt { publisher, thread: Some(thread), presence, keeper })
+    Ok(Mqtt { publisher, thread: Some(thread), presence, keeper, notes })
 }
 
 /// A link in a thread of this name.
@@ -285,6 +295,9 @@ impl Mqtt {
             && !keeper.join_until(Instant::now() + KEEP)
         {
             tracing::error!("the disk did not take the last messages in time");
+        }
+        if let Some(notes) = self.notes.take() {
+            notes.finish(Instant::now() + KEEP);
         }
     }
 }

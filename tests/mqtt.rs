@@ -3,6 +3,7 @@
 
 mod consumer;
 mod durable;
+mod earlier;
 mod encryption;
 mod event;
 mod frigate;

@@ -124,6 +124,11 @@ impl Cameras {
         changed
     }
 
+    /// Takes in the slug of a label that an earlier run was asked for.
+    pub fn earlier(&mut self, id: &CameraId, slug: &str) {
+        self.0.entry(id.clone()).or_default().leave(slug.to_owned());
+    }
+
     /// Nothing is seen any more: zeros for all that is not zero.
     pub fn end(&mut self, topics: &Topics) -> Payloads {
         let ids: Vec<CameraId> = self.0.keys().cloned().collect();
@@ -220,6 +225,14 @@ mod tests {
         assert_eq!(told[2..], ["P/a/count/all=", "F/a/all=2"]);
         let told = lines(cameras.watch(&watched("detect dog"), &topics));
         assert_eq!(told[2..], ["P/a/count/cat=", "F/a/cat=", "P/a/count/dog=0", "F/a/dog=0", "F/a/all=0"]);
+    }
+
+    #[test]
+    fn entities_of_an_earlier_run_go_but_those_that_are_asked_for_again() {
+        let (mut cameras, topics, id) = (Cameras::default(), Topics::new("P"), watched("x").id);
+        ["cat", "dog"].iter().for_each(|slug| cameras.earlier(&id, slug));
+        cameras.watch(&watched("detect dog"), &topics);
+        assert_eq!(cameras.labels(&id).1, ["cat"]);
     }
 
     #[test]

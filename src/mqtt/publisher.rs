@@ -9,6 +9,7 @@ use crate::base::metrics::Metrics;
 use crate::config::Durable;
 use crate::mqtt::cameras::{Cameras, Payloads, Watched};
 use crate::mqtt::control::{Command, Control, Heard, Steering};
+use crate::mqtt::earlier::Told;
 use crate::mqtt::health::Health;
 use crate::mqtt::link::Incoming;
 use crate::mqtt::outbox::{Lane, Why};
@@ -104,6 +105,28 @@ impl Publisher {
             self.retain(Stage::Discovery, vec![(topic, discovery::config(&device))]);
         }
         self.retain(Stage::State, state);
+    }
+
+    /// Takes in what earlier runs told of a camera that is watched from now on.
+    pub(super) fn earlier(&self, camera: &CameraId, told: &Told) {
+        let mut cameras = self.cameras();
+        for (_, topic) in told.topics() {
+            if let Some((_, slug)) = self.0.topics.counted(topic).filter(|(id, _)| *id == camera.as_str()) {
+                cameras.earlier(camera, slug);
+            }
+        }
+    }
+
+    /// Clears what earlier runs told and nobody tells any more; all that is told must be on the desk. `always` are the
+    /// topics of the link itself.
+    pub(super) fn clear(&self, told: &Told, always: &[String]) {
+        let mut pending = self.0.desk.lock();
+        let gone: Vec<_> = told.topics().filter(|(_, topic)| !pending.retained().holds(topic) && !always.contains(topic)).collect();
+        gone.iter().for_each(|(stage, topic)| pending.retain(*stage, (*topic).clone(), Vec::new()));
+        drop(pending);
+        if !gone.is_empty() {
+            tracing::info!(topics = gone.len(), "what earlier runs left on the broker and is told no more is cleared");
+        }
     }
 
     /// How many records are not on disk yet that are to be.

@@ -75,6 +75,11 @@ impl Topics {
         self.frigate.as_ref().map(|prefix| format!("{prefix}/available"))
     }
 
+    /// The camera, as written, and the slug of a count's topic.
+    pub fn counted<'t>(&self, topic: &'t str) -> Option<(&'t str, &'t str)> {
+        topic.strip_prefix(&self.prefix)?.strip_prefix('/')?.split_once("/count/")
+    }
+
     /// What a camera's frames are asked: `P/<camera>/prompt/state`.
     pub fn prompt_state(&self, camera: &CameraId) -> String {
         format!("{}/{camera}/prompt/state", self.prefix)
@@ -156,6 +161,10 @@ mod tests {
         assert_eq!(topics.frigate_all(&camera).as_deref(), Some("a/frigate/street/all"));
         assert_eq!(topics.frigate_events().as_deref(), Some("a/frigate/events"));
         assert_eq!(topics.frigate_available().as_deref(), Some("a/frigate/available"));
+        assert_eq!(topics.counted("site/north/street/count/cat"), Some(("street", "cat")));
+        for other in ["site/street/count/cat", "site/northern/street/count/cat", "site/north/street/status"] {
+            assert_eq!(topics.counted(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -12,5 +12,6 @@ pub mod redact;
 pub mod shutdown;
 pub mod systemd;
 pub mod thread;
+pub mod whole;
 
 pub use error::{Context, Error, Kind, Result};

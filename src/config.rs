@@ -296,7 +296,7 @@ pub struct MqttConfig {
     pub client_id: String,
     /// What outlives the process.
     pub durable: Durable,
-    /// Where it is kept; `None`: nowhere.
+    /// Where it is kept, and which retained topics there are; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
     /// Commands are heard.
     pub control: bool,
@@ -304,6 +304,8 @@ pub struct MqttConfig {
     pub stats_interval: Duration,
     /// First level(s) of Home Assistant's discovery topics; `None`: no discovery.
     pub discovery_prefix: Option<String>,
+    /// First level(s) of the topics that Frigate's readers know; `None`: they are told nothing.
+    pub frigate_prefix: Option<String>,
     /// The largest packet sent, in bytes; a record that would make a larger one is refused alone.
     pub max_packet: usize,
 }

@@ -7,18 +7,24 @@
 //!                                                        keeper (thread "outbox") → store on disk
 //! ```
 //! State is retained: a camera's status, prompt and counts, and Home Assistant's discovery of all these.
+//! Retained topics are written down in the state folder (`earlier`), so that the next run clears those it tells no more.
+//! With `mqtt.frigate` events and counts are told once more as Frigate's readers know them, and a second connection
+//! (`presence`) says on `frigate/available` whether the daemon is there.
 //! A record leaves the outbox when the broker acknowledges it. It is bounded; the oldest go first and are counted in
 //! `mqtt_dropped`, what arrives in `mqtt_published`, each per camera.
 
 mod cameras;
 mod control;
 mod discovery;
+mod earlier;
 mod health;
 mod keeper;
+mod label;
 mod link;
 mod outbox;
 pub mod payload;
 mod pending;
+mod presence;
 mod publisher;
 mod retained;
 pub mod schema;
@@ -44,10 +50,12 @@ use crate::types::{CameraState, CameraStatus};
 
 use cameras::Payloads;
 use control::Control;
+use earlier::{Notes, Told};
 use health::Health;
 use link::{Incoming, Link, Parts};
 use outbox::Limits;
 use pending::{Desk, Pending};
+use presence::Presence;
 use publisher::{Inner, Lanes};
 use store::Bounds;
 use topic::Topics;
@@ -97,7 +105,9 @@ impl Default for Patience {
 pub struct Mqtt {
     publisher: Publisher,
     thread: Option<Thread>,
+    presence: Option<Presence>,
     keeper: Option<Thread>,
+    notes: Option<Notes>,
 }
 
 /// Starts the link; the broker need not be there.
@@ -113,7 +123,7 @@ pub fn start(config: MqttConfig, cameras: &[Watched], context: Context, metrics:
 /// # Errors
 /// As `start`.
 pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, metrics: &Metrics, patience: Patience) -> Result<Mqtt> {
-    let topics = Topics::new(&config.topic_prefix);
+    let topics = Topics::new(&config.topic_prefix).with_frigate(config.frigate_prefix.as_deref());
     if !rumqttc::valid_topic(&topics.status()) || config.topic_prefix.is_empty() {
         let prefix = &config.topic_prefix;
         return Err(Error::new(Kind::Config, format!("mqtt.topic_prefix {prefix:?} is no topic; must be words without + and #")));
@@ -141,14 +151,21 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         desk,
         health,
     }));
+    let told = config.state_dir.as_deref().map(Told::read).unwrap_or_default();
     for camera in cameras {
         publisher.lane(&camera.id);
+        publisher.earlier(&camera.id, &told);
         let (state, reason, since) = (CameraState::Connecting, String::new(), Utc::now());
         publisher.camera_status(&CameraStatus { camera: camera.id.clone(), state, reason, since, fps: 0.0 });
         publisher.watch(camera);
     }
+    let topics = &publisher.0.topics;
+    let always: Vec<String> = std::iter::once(topics.status()).chain(topics.frigate_available()).collect();
+    publisher.clear(&told, &always);
+    let notes = config.state_dir.as_deref().map(|folder| earlier::start(folder, publisher.0.desk.clone(), always)).transpose()?;
     warn_of_clear_text(&config);
-    let runtime = runtime()?;
+    let available = publisher.0.topics.frigate_available();
+    let presence = available.map(|topic| presence::start(&config, "frigate", topic, patience, metrics)).transpose()?;
     let keeper = match config.state_dir.clone().filter(|_| config.durable != Durable::None) {
         Some(folder) => {
             let lanes = publisher.0.lanes.clone();
@@ -175,12 +192,18 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         stats_interval: config.stats_interval,
         stats: Box::new(figures(publisher.clone())),
     };
-    let thread = thread::spawn("mqtt", move || {
+    let thread = serve("mqtt", parts)?;
+    Ok(Mqtt { publisher, thread: Some(thread), presence, keeper, notes })
+}
+
+/// A link in a thread of this name.
+fn serve(name: &str, parts: Parts) -> Result<Thread> {
+    let runtime = runtime()?;
+    thread::spawn(name, move || {
         runtime.block_on(Link::new(parts).serve());
         // A name server that does not answer must not hold up the stop.
         runtime.shutdown_timeout(Duration::from_millis(100));
-    })?;
-    Ok(Mqtt { publisher, thread: Some(thread), keeper })
+    })
 }
 
 fn incoming(publisher: Publisher) -> impl Fn(Incoming<'_>) + Send {
@@ -227,17 +250,25 @@ impl Mqtt {
     /// Takes nothing more in, sets the counts to zero, delivers what waits, publishes `offline`, disconnects and joins. After `grace` the
     /// connection is broken off instead, what is left is dropped and counted, and the broker publishes the last will.
     pub fn finish(mut self, grace: Duration) {
+        let deadline = Instant::now() + grace;
         self.publisher.end(grace);
         if let Some(thread) = self.thread.take()
-            && !thread.join_until(Instant::now() + grace + Duration::from_millis(1500))
+            && !thread.join_until(deadline + Duration::from_millis(1500))
         {
             tracing::error!("the MQTT thread did not end in time and was left behind");
+        }
+        // After the zeros, which the other connection tells.
+        if let Some(presence) = self.presence.take() {
+            presence.finish(deadline);
         }
         self.publisher.0.desk.end();
         if let Some(keeper) = self.keeper.take()
             && !keeper.join_until(Instant::now() + KEEP)
         {
             tracing::error!("the disk did not take the last messages in time");
+        }
+        if let Some(notes) = self.notes.take() {
+            notes.finish(Instant::now() + KEEP);
         }
     }
 }
@@ -272,6 +303,7 @@ pub(crate) mod tests {
             state_dir: None,
             stats_interval: Duration::from_secs(60),
             discovery_prefix: None,
+            frigate_prefix: None,
             control: false,
             max_packet: 256 * 1024,
         }

@@ -3,8 +3,10 @@
 
 mod consumer;
 mod durable;
+mod earlier;
 mod encryption;
 mod event;
+mod frigate;
 mod outage;
 mod schema;
 mod state;

@@ -2,8 +2,7 @@
 //! so that a restart forgets nothing; a prompt that is edited in the configuration wins over an older command.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::base::error::{Context, Error, Kind, Result};
+use crate::base::whole;
 use crate::config::CameraConfig;
 use crate::mqtt::{Command, Steering, Watched};
 use crate::types::{CameraId, Prompt};
@@ -145,16 +145,9 @@ fn read(file: &Path) -> BTreeMap<String, Order> {
     }
 }
 
-/// Beside it and then in its place, so that no half file is ever there.
 fn write(file: &Path, orders: &BTreeMap<String, Order>) -> Result<()> {
-    let fail = || format!("{} cannot be written", file.display());
-    let bytes = serde_json::to_vec_pretty(orders).context(Kind::Internal, fail)?;
-    let beside = file.with_extension("new");
-    if let Some(folder) = file.parent() {
-        fs::create_dir_all(folder).context(Kind::Io, fail)?;
-    }
-    let mut new = File::create(&beside).context(Kind::Io, fail)?;
-    new.write_all(&bytes).and_then(|()| new.sync_all()).and_then(|()| fs::rename(&beside, file)).context(Kind::Io, fail)
+    let bytes = serde_json::to_vec_pretty(orders).context(Kind::Internal, || format!("{} cannot be written", file.display()))?;
+    whole::write(file, &bytes)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -265,6 +265,15 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
         let offset = section.offset_of("topic_prefix");
         section.fault("topic_prefix", offset, "is discovery_prefix too; must be another, as both have a topic status below");
     }
+    let frigate = section.flag("frigate", false).value;
+    let frigate_prefix = topic_levels(&mut section, "frigate_prefix", "frigate").filter(|_| frigate);
+    if let Some(prefix) = &frigate_prefix {
+        let others = [("topic_prefix", &topic_prefix), ("discovery_prefix", &discovery_prefix)];
+        for (key, _) in others.into_iter().filter(|(_, other)| other.as_ref().is_some_and(|other| mixes(prefix, other))) {
+            let offset = section.offset_of(if section.holds("frigate_prefix") { "frigate_prefix" } else { "frigate" });
+            section.fault("frigate_prefix", offset, &format!("has topics in common with {key}; must be another"));
+        }
+    }
     let client_id = section.text("client_id").map(|text| text.value);
     section.finish();
     Some(MqttConfig {
@@ -282,6 +291,7 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
         control,
         stats_interval,
         discovery_prefix,
+        frigate_prefix,
         max_packet,
     })
 }
@@ -329,6 +339,12 @@ fn topic_levels(section: &mut Section<'_, '_>, key: &'static str, default: &str)
         &format!("is {:?}; must be topic levels without + or #, not beginning with $, no / at either end", text.value),
     );
     None
+}
+
+/// Whether one of two prefixes is the other, or a level below it.
+fn mixes(one: &str, other: &str) -> bool {
+    let below = |low: &str, high: &str| low.strip_prefix(high).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    below(one, other) || below(other, one)
 }
 
 fn log(mut section: Section<'_, '_>) -> LogConfig {

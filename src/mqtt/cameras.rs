@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::mqtt::topic::{Topics, slug};
+use crate::mqtt::label::{self, Label};
+use crate::mqtt::topic::Topics;
 use crate::types::{CameraId, Detection, Prompt};
 
 /// A camera as its readers are told of it.
@@ -17,22 +18,15 @@ pub struct Watched {
     pub enabled: bool,
 }
 
-/// A label that is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Label {
-    /// As it was first written.
-    pub name: String,
-    /// As a topic level. Labels that share it are one.
-    pub slug: String,
-}
-
 /// A camera's labels, counts and rate.
 #[derive(Debug, Default)]
 struct Camera {
     labels: Vec<Label>,
     /// By slug, one for each label.
     counts: BTreeMap<String, usize>,
-    /// Slugs of labels that were asked for in this run and are no longer.
+    /// The sum of the counts that Frigate's readers were told last.
+    all: Option<usize>,
+    /// Slugs of labels that were asked for before and are no longer.
     gone: BTreeSet<String>,
     /// Its frames are not looked at: what one shows that was under way counts no more.
     off: bool,
@@ -45,6 +39,27 @@ pub type Payloads = Vec<(String, Vec<u8>)>;
 /// Entities of labels that went are told for so many, or descriptions would grow with each command.
 const MOST_GONE: usize = 64;
 
+impl Camera {
+    fn leave(&mut self, slug: String) {
+        if self.gone.len() == MOST_GONE {
+            self.gone.pop_first();
+        }
+        self.gone.insert(slug);
+    }
+
+    /// The sum of the counts for Frigate's readers, if it changed.
+    fn sum(&mut self, id: &CameraId, topics: &Topics) -> Option<(String, Vec<u8>)> {
+        let topic = topics.frigate_all(id)?;
+        let sum = self.counts.values().sum();
+        (self.all.replace(sum) != Some(sum)).then(|| (topic, sum.to_string().into()))
+    }
+}
+
+/// Tells a count wherever it is read.
+fn tell(payloads: &mut Payloads, topics: &Topics, id: &CameraId, slug: &str, text: &str) {
+    payloads.extend(topics.counts(id, slug).into_iter().map(|topic| (topic, text.into())));
+}
+
 /// Every camera by id.
 #[derive(Debug, Default)]
 pub struct Cameras(BTreeMap<CameraId, Camera>);
@@ -55,13 +70,10 @@ impl Cameras {
     pub fn watch(&mut self, watched: &Watched, topics: &Topics) -> Payloads {
         let id = &watched.id;
         let camera = self.0.entry(id.clone()).or_default();
-        camera.labels.clear();
-        for name in watched.prompt.labels() {
-            let label = Label { name: name.clone(), slug: slug(name) };
-            if !camera.labels.iter().any(|known| known.slug == label.slug) {
-                camera.labels.push(label);
-            }
-        }
+        let before = std::mem::replace(&mut camera.labels, label::labels(watched.prompt.labels()));
+        let key = |labels: &[Label], slug: &str| labels.iter().find(|label| label.slug == slug).map(|label| label.key.clone());
+        // A slug may now stand for another label, which begins with zero as any new one.
+        camera.counts.retain(|slug, _| key(&camera.labels, slug).is_none_or(|now| key(&before, slug) == Some(now)));
         let asked: BTreeSet<&String> = camera.labels.iter().map(|label| &label.slug).collect();
         let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut camera.counts).into_iter().partition(|(slug, _)| asked.contains(slug));
@@ -70,25 +82,23 @@ impl Cameras {
         let state = if watched.enabled { "ON" } else { "OFF" };
         let mut payloads = vec![(topics.prompt_state(id), watched.prompt.text().into()), (topics.detect_state(id), state.into())];
         for slug in gone.into_keys() {
-            payloads.push((topics.count(id, &slug), Vec::new()));
-            if camera.gone.len() == MOST_GONE {
-                camera.gone.pop_first();
-            }
-            camera.gone.insert(slug);
+            tell(&mut payloads, topics, id, &slug, "");
+            camera.leave(slug);
         }
         for label in &camera.labels {
             if !camera.counts.contains_key(&label.slug) {
                 camera.counts.insert(label.slug.clone(), 0);
-                payloads.push((topics.count(id, &label.slug), b"0".into()));
+                tell(&mut payloads, topics, id, &label.slug, "0");
             }
         }
         camera.off = !watched.enabled;
         if camera.off {
             for (slug, count) in camera.counts.iter_mut().filter(|(_, count)| **count > 0) {
                 *count = 0;
-                payloads.push((topics.count(id, slug), b"0".into()));
+                tell(&mut payloads, topics, id, slug, "0");
             }
         }
+        payloads.extend(camera.sum(id, topics));
         payloads
     }
 
@@ -97,15 +107,26 @@ impl Cameras {
     pub fn looked(&mut self, id: &CameraId, detections: &[Detection], topics: &Topics) -> Payloads {
         let Some(camera) = self.0.get_mut(id).filter(|camera| !camera.off || detections.is_empty()) else { return Payloads::new() };
         let mut found: BTreeMap<String, usize> = BTreeMap::new();
-        detections.iter().for_each(|detection| *found.entry(slug(&detection.label)).or_default() += 1);
+        for detection in detections {
+            let key = label::key(&detection.label);
+            if let Some(label) = camera.labels.iter().find(|label| label.key == key) {
+                *found.entry(label.slug.clone()).or_default() += 1;
+            }
+        }
         let mut changed = Payloads::new();
         for (slug, count) in &mut camera.counts {
             let now = found.get(slug).copied().unwrap_or_default();
             if std::mem::replace(count, now) != now {
-                changed.push((topics.count(id, slug), now.to_string().into()));
+                tell(&mut changed, topics, id, slug, &now.to_string());
             }
         }
+        changed.extend(camera.sum(id, topics));
         changed
+    }
+
+    /// Takes in the slug of a label that an earlier run was asked for.
+    pub fn earlier(&mut self, id: &CameraId, slug: &str) {
+        self.0.entry(id.clone()).or_default().leave(slug.to_owned());
     }
 
     /// Nothing is seen any more: zeros for all that is not zero.
@@ -170,6 +191,48 @@ mod tests {
         assert_eq!(looked(&["cat", "traffic light"]), ["P/a/count/cat=1"]);
         assert_eq!(lines(cameras.end(&topics)), ["P/a/count/cat=0", "P/a/count/traffic_light=0"]);
         assert!(cameras.end(&topics).is_empty());
+    }
+
+    #[test]
+    fn labels_with_the_same_slug_are_counted_apart() {
+        let (mut cameras, topics) = (Cameras::default(), Topics::new("P"));
+        let told = lines(cameras.watch(&watched("detect 猫1 ; 犬1 ; 1"), &topics));
+        let slug = |index: usize| told[index].strip_prefix("P/a/count/").unwrap().strip_suffix("=0").unwrap().to_owned();
+        let (cat, dog) = (slug(2), slug(3));
+        assert!(told.len() == 5 && slug(4) == "1" && cat != dog, "{told:?}");
+        let id = watched("x").id;
+        assert_eq!(
+            lines(cameras.looked(&id, &found(&["犬1", "犬1", "1", "鳥1"]), &topics)),
+            ["P/a/count/1=1".to_owned(), format!("P/a/count/{dog}=2")]
+        );
+        let told = lines(cameras.watch(&watched("detect 犬1"), &topics));
+        assert!(
+            told.contains(&format!("P/a/count/{dog}=")) && told.contains(&"P/a/count/1=0".to_owned()),
+            "alone it needs no digits, and begins anew: {told:?}"
+        );
+    }
+
+    #[test]
+    fn frigates_readers_have_each_count_and_the_sum() {
+        let (mut cameras, topics) = (Cameras::default(), Topics::new("P").with_frigate(Some("F")));
+        let told = lines(cameras.watch(&watched("detect cat ; all"), &topics));
+        assert_eq!(told[2..], ["P/a/count/cat=0", "F/a/cat=0", "P/a/count/all=0", "F/a/all=0"]);
+        let id = watched("x").id;
+        let told = lines(cameras.looked(&id, &found(&["cat", "cat", "all", "dog"]), &topics));
+        assert_eq!(told, ["P/a/count/all=1", "P/a/count/cat=2", "F/a/cat=2", "F/a/all=3"]);
+        assert!(cameras.looked(&id, &found(&["cat", "cat", "all"]), &topics).is_empty());
+        let told = lines(cameras.watch(&watched("detect cat"), &topics));
+        assert_eq!(told[2..], ["P/a/count/all=", "F/a/all=2"]);
+        let told = lines(cameras.watch(&watched("detect dog"), &topics));
+        assert_eq!(told[2..], ["P/a/count/cat=", "F/a/cat=", "P/a/count/dog=0", "F/a/dog=0", "F/a/all=0"]);
+    }
+
+    #[test]
+    fn entities_of_an_earlier_run_go_but_those_that_are_asked_for_again() {
+        let (mut cameras, topics, id) = (Cameras::default(), Topics::new("P"), watched("x").id);
+        ["cat", "dog"].iter().for_each(|slug| cameras.earlier(&id, slug));
+        cameras.watch(&watched("detect dog"), &topics);
+        assert_eq!(cameras.labels(&id).1, ["cat"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::mqtt::cameras::Label;
+use crate::mqtt::label::Label;
 use crate::mqtt::payload::{OFFLINE, ONLINE};
 use crate::mqtt::topic::Topics;
 use crate::types::{CameraId, CameraState};
@@ -253,7 +253,7 @@ mod tests {
     fn a_camera_is_a_device_with_its_entities() {
         let (camera, topics) = (CameraId::new("street").unwrap(), Topics::new("site/north"));
         assert_eq!(topic("homeassistant", &topics, &camera), "homeassistant/device/site_north_street/config");
-        let labels = [Label { name: "traffic light".to_owned(), slug: "traffic_light".to_owned() }];
+        let labels = [Label { name: "traffic light".to_owned(), slug: "traffic_light".to_owned(), key: "traffic_light".to_owned() }];
         let device = Device { camera: &camera, topics: &topics, model: "a/model", labels: &labels, gone: &["cat"], control: false };
         let value: Value = serde_json::from_slice(&config(&device)).unwrap();
         assert_eq!(value["dev"]["identifiers"], json!(["site_north_street"]));

@@ -2,6 +2,7 @@
 //! elsewhere cannot change what consumers read. Fields are only ever added; `schema` changes when one goes or is renamed.
 
 mod event;
+mod frigate;
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use serde::Serialize;
 use crate::types::{Answer, Box01, CameraStatus, Detection, Looked, PixelBox};
 
 pub use event::event;
+pub use frigate::frigate;
 
 /// The version of the `detections` object.
 const SCHEMA: u32 = 1;

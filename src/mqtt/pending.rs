@@ -86,6 +86,11 @@ impl Pending {
         self.retained.rewind();
     }
 
+    /// The retained topics.
+    pub fn retained(&self) -> &Retained {
+        &self.retained
+    }
+
     /// The newest figures; they are gone when the link is.
     pub fn stats(&mut self, topic: String, payload: Vec<u8>) {
         self.stats = Some((topic, payload));

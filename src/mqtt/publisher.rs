@@ -10,6 +10,7 @@ use crate::base::metrics::Metrics;
 use crate::config::Durable;
 use crate::mqtt::cameras::{Cameras, Payloads, Watched};
 use crate::mqtt::control::{Command, Control, Heard, Steering};
+use crate::mqtt::earlier::Told;
 use crate::mqtt::health::Health;
 use crate::mqtt::link::Incoming;
 use crate::mqtt::outbox::{Lane, Why};
@@ -60,10 +61,14 @@ impl Publisher {
         self.record(&self.lane(camera), payload, self.0.durable == Durable::All, || format!("seq {}", looked.seq));
     }
 
-    /// Queues the `events` object of a change, in the order of the calls.
+    /// Queues the `events` object of a change, in the order of the calls, and behind it the same as Frigate's readers know it.
     pub fn event(&self, event: &Event) {
         let lane = self.0.lanes.of(&self.0.topics.events(&event.camera));
-        self.record(&lane, payload::event(event), self.0.durable != Durable::None, || format!("track {}", event.track.id));
+        let (durable, what) = (self.0.durable != Durable::None, || format!("track {}", event.track.id));
+        self.record(&lane, payload::event(event), durable, what);
+        if let Some(topic) = self.0.topics.frigate_events() {
+            self.record(&self.0.lanes.of(&topic), payload::frigate(event), durable, what);
+        }
     }
 
     fn record(&self, lane: &Arc<Lane>, payload: Vec<u8>, durable: bool, what: impl Fn() -> String) {
@@ -107,6 +112,28 @@ impl Publisher {
             self.retain(Stage::Discovery, vec![(topic, discovery::config(&device))]);
         }
         self.retain(Stage::State, state);
+    }
+
+    /// Takes in what earlier runs told of a camera that is watched from now on.
+    pub(super) fn earlier(&self, camera: &CameraId, told: &Told) {
+        let mut cameras = self.cameras();
+        for (_, topic) in told.topics() {
+            if let Some((_, slug)) = self.0.topics.counted(topic).filter(|(id, _)| *id == camera.as_str()) {
+                cameras.earlier(camera, slug);
+            }
+        }
+    }
+
+    /// Clears what earlier runs told and nobody tells any more; all that is told must be on the desk. `always` are the
+    /// topics of the link itself.
+    pub(super) fn clear(&self, told: &Told, always: &[String]) {
+        let mut pending = self.0.desk.lock();
+        let gone: Vec<_> = told.topics().filter(|(_, topic)| !pending.retained().holds(topic) && !always.contains(topic)).collect();
+        gone.iter().for_each(|(stage, topic)| pending.retain(*stage, (*topic).clone(), Vec::new()));
+        drop(pending);
+        if !gone.is_empty() {
+            tracing::info!(topics = gone.len(), "what earlier runs left on the broker and is told no more is cleared");
+        }
     }
 
     /// How many records are not on disk yet that are to be.

@@ -30,6 +30,8 @@ pub struct Retained {
     /// changes more often.
     waiting: BTreeMap<(Stage, u64), String>,
     newest: u64,
+    /// How often a topic came or went.
+    changes: u64,
 }
 
 impl Retained {
@@ -40,6 +42,8 @@ impl Retained {
         self.waiting.insert((stage, self.newest), topic.clone());
         if let Some(old) = self.kept.insert(topic, Kept { stage, number: self.newest, payload }) {
             self.waiting.remove(&(old.stage, old.number));
+        } else {
+            self.changes += 1;
         }
     }
 
@@ -52,7 +56,24 @@ impl Retained {
 
     /// The broker has message `number`: a topic that it made the broker forget is forgotten here too.
     pub fn acked(&mut self, number: u64) {
+        let before = self.kept.len();
         self.kept.retain(|_, kept| kept.number != number || !kept.payload.is_empty());
+        self.changes += (before - self.kept.len()) as u64;
+    }
+
+    /// Every topic that the broker may keep something of, in no order.
+    pub fn topics(&self) -> impl Iterator<Item = (Stage, &str)> {
+        self.kept.iter().map(|(topic, kept)| (kept.stage, topic.as_str()))
+    }
+
+    /// Whether there is something to be kept, or cleared, on a topic.
+    pub fn holds(&self, topic: &str) -> bool {
+        self.kept.contains_key(topic)
+    }
+
+    /// Grows whenever a topic comes or goes.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// All of it will be handed over again.
@@ -110,7 +131,9 @@ mod tests {
         assert!(payload.is_empty());
         retained.rewind();
         assert_eq!(handed(&mut retained), ["a="], "not acknowledged: it comes again");
+        assert!(retained.holds("a") && retained.changes() == 1);
         retained.acked(number);
+        assert!(!retained.holds("a") && retained.changes() == 2);
         retained.rewind();
         assert!(handed(&mut retained).is_empty());
 

@@ -6,16 +6,26 @@ use crate::types::CameraId;
 /// The last level of the topics of events.
 const EVENTS: &str = "events";
 
+/// What Frigate calls the sum of all labels.
+const ALL: &str = "all";
+
 /// Builds topics below a prefix.
 #[derive(Clone, Debug)]
 pub struct Topics {
     prefix: String,
+    /// First level(s) of the topics that Frigate's readers know.
+    frigate: Option<String>,
 }
 
 impl Topics {
     /// Topics below `prefix`, such as `palisade` or `site/north`.
     pub fn new(prefix: &str) -> Self {
-        Self { prefix: prefix.to_owned() }
+        Self { prefix: prefix.to_owned(), frigate: None }
+    }
+
+    /// The same, and where there is one, topics below Frigate's prefix too.
+    pub fn with_frigate(self, prefix: Option<&str>) -> Self {
+        Self { frigate: prefix.map(str::to_owned), ..self }
     }
 
     /// Whether the daemon is there: `P/status`.
@@ -41,6 +51,33 @@ impl Topics {
     /// How many of a label a camera sees: `P/<camera>/count/<label>`.
     pub fn count(&self, camera: &CameraId, label: &str) -> String {
         format!("{}/{camera}/count/{}", self.prefix, slug(label))
+    }
+
+    /// Everywhere a count is told: `P/<camera>/count/<slug>`, and `frigate/<camera>/<slug>`.
+    pub fn counts(&self, camera: &CameraId, slug: &str) -> Vec<String> {
+        // Frigate's readers take that one for the sum.
+        let frigate = self.frigate.iter().filter(|_| slug != ALL).map(|prefix| format!("{prefix}/{camera}/{slug}"));
+        std::iter::once(self.count(camera, slug)).chain(frigate).collect()
+    }
+
+    /// Where Frigate's readers look for the sum of a camera's counts: `frigate/<camera>/all`.
+    pub fn frigate_all(&self, camera: &CameraId) -> Option<String> {
+        self.frigate.as_ref().map(|prefix| format!("{prefix}/{camera}/{ALL}"))
+    }
+
+    /// Where Frigate's readers look for events, of all cameras: `frigate/events`.
+    pub fn frigate_events(&self) -> Option<String> {
+        self.frigate.as_ref().map(|prefix| format!("{prefix}/{EVENTS}"))
+    }
+
+    /// Where Frigate's readers look whether it is there: `frigate/available`.
+    pub fn frigate_available(&self) -> Option<String> {
+        self.frigate.as_ref().map(|prefix| format!("{prefix}/available"))
+    }
+
+    /// The camera, as written, and the slug of a count's topic.
+    pub fn counted<'t>(&self, topic: &'t str) -> Option<(&'t str, &'t str)> {
+        topic.strip_prefix(&self.prefix)?.strip_prefix('/')?.split_once("/count/")
     }
 
     /// What a camera's frames are asked: `P/<camera>/prompt/state`.
@@ -86,7 +123,7 @@ pub fn is_events(topic: &str) -> bool {
 }
 
 /// A label as a topic level: lowercase a-z and 0-9, one `_` for all that stands between them. A label without any of
-/// them is told by eight hexadecimal digits.
+/// them is told by eight hexadecimal digits. Two labels may come to share one: `label::labels` tells them apart.
 pub fn slug(label: &str) -> String {
     let label = label.trim().to_lowercase();
     let words: Vec<&str> = label.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
@@ -111,6 +148,23 @@ mod tests {
         assert_eq!(topics.prompt_state(&camera), "site/north/street/prompt/state");
         assert_eq!(topics.detect_state(&camera), "site/north/street/detect/state");
         assert_eq!((topics.stats().as_str(), topics.node().as_str()), ("site/north/stats", "site_north"));
+    }
+
+    #[test]
+    fn frigates_topics_are_there_only_where_they_are_asked_for() {
+        let (plain, camera) = (Topics::new("site/north"), CameraId::new("street").unwrap());
+        assert_eq!(plain.counts(&camera, "cat"), ["site/north/street/count/cat"]);
+        assert_eq!((plain.frigate_all(&camera), plain.frigate_events(), plain.frigate_available()), (None, None, None));
+        let topics = plain.with_frigate(Some("a/frigate"));
+        assert_eq!(topics.counts(&camera, "cat"), ["site/north/street/count/cat", "a/frigate/street/cat"]);
+        assert_eq!(topics.counts(&camera, "all"), ["site/north/street/count/all"]);
+        assert_eq!(topics.frigate_all(&camera).as_deref(), Some("a/frigate/street/all"));
+        assert_eq!(topics.frigate_events().as_deref(), Some("a/frigate/events"));
+        assert_eq!(topics.frigate_available().as_deref(), Some("a/frigate/available"));
+        assert_eq!(topics.counted("site/north/street/count/cat"), Some(("street", "cat")));
+        for other in ["site/street/count/cat", "site/northern/street/count/cat", "site/north/street/status"] {
+            assert_eq!(topics.counted(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -16,16 +16,16 @@ use crate::support::broker::{Broker, LONG, Received, Subscriber, eventually};
 
 const CONFIG: &str = "homeassistant/device/palisade_street/config";
 
-fn street(prompt: &str) -> Watched {
+pub fn street(prompt: &str) -> Watched {
     Watched { id: camera("street"), prompt: Prompt::new(prompt).unwrap(), enabled: true }
 }
 
-fn start_watching(config: MqttConfig, watched: &[Watched]) -> Mqtt {
+pub fn start_watching(config: MqttConfig, watched: &[Watched]) -> Mqtt {
     let context = Context { model: "test/model@main".to_owned(), run: RUN };
     mqtt::start_with(config, watched, context, &Metrics::new(), QUICK).unwrap()
 }
 
-fn see(publisher: &Publisher, seq: u64, labels: &[&str]) {
+pub fn see(publisher: &Publisher, seq: u64, labels: &[&str]) {
     let locs = [0, 0, 512, 512];
     let one = |label: &&str| Detection { label: (*label).to_owned(), score: 0.5, locs, box01: Box01::from_locs(locs) };
     let looked = looked("street", seq, "");
@@ -33,12 +33,12 @@ fn see(publisher: &Publisher, seq: u64, labels: &[&str]) {
     publisher.looked(&Looked { answer: Arc::new(answer), ..looked });
 }
 
-fn texts(messages: &[Received]) -> Vec<String> {
+pub fn texts(messages: &[Received]) -> Vec<String> {
     messages.iter().map(Received::text).collect()
 }
 
 /// Publishes one message as another client would.
-fn say(broker: &Broker, topic: &str, payload: &str, retain: bool) {
+pub fn say(broker: &Broker, topic: &str, payload: &str, retain: bool) {
     let (client, mut connection) = Client::new(MqttOptions::new("somebody", "localhost", broker.port()), 8);
     client.publish(topic, QoS::AtLeastOnce, retain, payload).unwrap();
     client.disconnect().unwrap();

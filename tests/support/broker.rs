@@ -205,6 +205,7 @@ impl Broker {
             control: false,
             stats_interval: Duration::from_secs(60),
             discovery_prefix: Some("homeassistant".to_owned()),
+            frigate_prefix: None,
             max_packet: 256 * 1024,
         }
     }

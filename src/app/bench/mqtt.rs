@@ -185,6 +185,7 @@ fn config(port: u16, state_dir: Option<PathBuf>) -> MqttConfig {
         max_packet: 256 * 1024,
         stats_interval: Duration::from_secs(60),
         discovery_prefix: None,
+        frigate_prefix: None,
     }
 }
 

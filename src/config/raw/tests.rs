@@ -294,6 +294,36 @@ fn discovery_and_statistics_have_defaults_and_bounds() {
 }
 
 #[test]
+fn frigates_topics_are_off_and_have_a_prefix_of_their_own() {
+    let read =
+        |keys: &str| read(&format!("[model]\npath = \"samples\"\n[mqtt]\nhost = \"h\"\n{keys}{CAMERA}")).map(|config| config.mqtt.unwrap());
+    for (keys, prefix) in [
+        ("", None),
+        ("frigate_prefix = \"x\"\n", None),
+        ("frigate = false\ntopic_prefix = \"frigate\"\n", None),
+        ("frigate = true\n", Some("frigate")),
+        ("frigate = true\ntopic_prefix = \"frigates\"\n", Some("frigate")),
+        ("frigate = true\nfrigate_prefix = \"site/frigate\"\n", Some("site/frigate")),
+    ] {
+        assert_eq!(read(keys).unwrap().frigate_prefix.as_deref(), prefix, "{keys}");
+    }
+    for (bad, told) in [
+        ("frigate = true\nfrigate_prefix = \"a/#\"\n", "mqtt.frigate_prefix is \"a/#\"; must be topic levels"),
+        ("frigate = true\ntopic_prefix = \"frigate\"\n", "mqtt.frigate_prefix has topics in common with topic_prefix; must be another"),
+        ("frigate = true\nfrigate_prefix = \"palisade/street\"\n", "mqtt.frigate_prefix has topics in common with topic_prefix"),
+        ("frigate = true\ntopic_prefix = \"frigate/street\"\n", "mqtt.frigate_prefix has topics in common with topic_prefix"),
+        (
+            "frigate = true\nfrigate_prefix = \"homeassistant\"\n",
+            "mqtt.frigate_prefix has topics in common with discovery_prefix; must be another",
+        ),
+        ("frigate = 1\n", "mqtt.frigate is a"),
+    ] {
+        let faults = read(bad).unwrap_err();
+        assert!(faults.len() == 1 && faults[0].message.starts_with(told), "{faults:?}");
+    }
+}
+
+#[test]
 fn one_camera_at_least_is_enabled() {
     let found = faults(&format!("[model]\npath = \"samples\"\n{CAMERA}enabled = false\n"));
     assert!(found.len() == 1 && found[0].contains("has only disabled ones"), "{found:?}");

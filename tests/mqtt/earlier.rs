@@ -1,0 +1,131 @@
+//! What a run left on the broker is cleared by the next that tells it no more: cameras, labels, prefixes.
+
+use std::path::Path;
+use std::time::Duration;
+
+use palisade::config::MqttConfig;
+use palisade::mqtt::Watched;
+use palisade::types::Prompt;
+use serde_json::json;
+
+use super::camera;
+use super::state::start_watching;
+use crate::support::broker::{Broker, LONG, Subscriber, eventually};
+
+fn asked(id: &str, prompt: &str) -> Watched {
+    Watched { id: camera(id), prompt: Prompt::new(prompt).unwrap(), enabled: true }
+}
+
+fn both() -> [Watched; 2] {
+    [asked("a", "detect cat ; dog"), asked("b", "detect car")]
+}
+
+fn config(broker: &Broker, folder: &Path) -> MqttConfig {
+    let (state_dir, frigate_prefix) = (Some(folder.to_owned()), Some("frigate".to_owned()));
+    MqttConfig { state_dir, frigate_prefix, ..broker.config("node") }
+}
+
+/// One run from its start to a clean end.
+fn run(config: MqttConfig, cameras: &[Watched]) {
+    let mqtt = start_watching(config, cameras);
+    eventually("the link is there", || mqtt.publisher().trouble().is_none());
+    mqtt.finish(LONG);
+}
+
+/// The retained topics that a new subscriber finds.
+fn kept(broker: &Broker) -> Vec<String> {
+    let late = Subscriber::new(broker, "#");
+    // Published behind them, so that all of them have come when it has.
+    super::state::say(broker, "test/mark", "here", false);
+    late.wait_text("test/mark", "here");
+    let mut topics: Vec<String> = late.messages().into_iter().map(|message| message.topic).filter(|topic| topic != "test/mark").collect();
+    topics.sort();
+    topics
+}
+
+fn of_camera(id: &str, labels: &[&str]) -> Vec<String> {
+    let mut topics = vec![format!("homeassistant/device/palisade_{id}/config"), format!("frigate/{id}/all")];
+    topics.extend(["status", "prompt/state", "detect/state"].map(|what| format!("palisade/{id}/{what}")));
+    for label in labels {
+        topics.extend([format!("palisade/{id}/count/{label}"), format!("frigate/{id}/{label}")]);
+    }
+    topics
+}
+
+fn sorted(parts: &[&[String]]) -> Vec<String> {
+    let mut all = parts.concat();
+    all.extend(["palisade/status", "frigate/available"].map(str::to_owned));
+    all.sort();
+    all
+}
+
+#[test]
+fn cameras_and_labels_that_went_between_two_runs_are_cleared_and_discovery_first() {
+    let (broker, folder) = (Broker::start(), tempfile::tempdir().unwrap());
+    run(config(&broker, folder.path()), &both());
+    assert_eq!(kept(&broker), sorted(&[&of_camera("a", &["cat", "dog"]), &of_camera("b", &["car"])]));
+
+    let early = Subscriber::new(&broker, "#");
+    run(config(&broker, folder.path()), &[asked("a", "detect dog ; horse")]);
+    assert_eq!(kept(&broker), sorted(&[&of_camera("a", &["dog", "horse"])]));
+    let told = early.messages();
+    let cleared: Vec<&str> =
+        told.iter().filter(|message| !message.retain && message.payload.is_empty()).map(|message| message.topic.as_str()).collect();
+    let gone = [of_camera("b", &["car"]), vec!["palisade/a/count/cat".to_owned(), "frigate/a/cat".to_owned()]].concat();
+    assert!(cleared.len() == gone.len() && gone.iter().all(|topic| cleared.contains(&topic.as_str())), "{cleared:?}");
+    assert_eq!(cleared[0], "homeassistant/device/palisade_b/config", "{cleared:?}");
+    let online = told.iter().rposition(|message| message.topic == "palisade/status" && message.text() == "online").unwrap();
+    assert!(told.iter().rposition(|message| message.payload.is_empty()).unwrap() < online, "all is told before online");
+    // Home Assistant removes the entities of a label only where it is told to.
+    let device = early.on("homeassistant/device/palisade_a/config").pop().unwrap().json();
+    assert_eq!((&device["cmps"]["occupancy_cat"], &device["cmps"]["count_cat"]), (&json!({"p": "binary_sensor"}), &json!({"p": "sensor"})));
+    assert!(device["cmps"]["count_dog"]["state_topic"].is_string());
+
+    let early = Subscriber::new(&broker, "#");
+    run(config(&broker, folder.path()), &[asked("a", "detect dog ; horse")]);
+    assert!(early.messages().iter().all(|message| !message.payload.is_empty()), "nothing is left to clear");
+}
+
+#[test]
+fn other_prefixes_leave_nothing_under_the_old_ones() {
+    let (broker, folder) = (Broker::start(), tempfile::tempdir().unwrap());
+    run(config(&broker, folder.path()), &both());
+    let (topic_prefix, discovery_prefix) = ("site/north".to_owned(), Some("ha".to_owned()));
+    let other = MqttConfig { topic_prefix, discovery_prefix, frigate_prefix: None, ..config(&broker, folder.path()) };
+    run(other.clone(), &both());
+    let topics = kept(&broker);
+    assert!(
+        topics.len() == 2 * (1 + 3) + 3 + 1 && topics.iter().all(|topic| topic.starts_with("site/north/") || topic.starts_with("ha/")),
+        "{topics:?}"
+    );
+    run(MqttConfig { discovery_prefix: None, ..other }, &both());
+    assert!(kept(&broker).iter().all(|topic| topic.starts_with("site/north/")), "{:?}", kept(&broker));
+}
+
+#[test]
+fn what_could_not_be_cleared_is_cleared_by_a_later_run_also_after_a_kill() {
+    let (mut broker, folder) = (Broker::start(), tempfile::tempdir().unwrap());
+    let config = config(&broker, folder.path());
+    let mqtt = start_watching(config.clone(), &both());
+    Subscriber::new(&broker, "palisade/status").wait_text("palisade/status", "online");
+    // A label that only a command asked for.
+    mqtt.publisher().watch(&asked("a", "detect bus"));
+    Subscriber::new(&broker, "palisade/a/count/bus").wait_text("palisade/a/count/bus", "0");
+    eventually("it is written down", || std::fs::read_to_string(folder.path().join("retained.json")).unwrap().contains("count/bus"));
+    drop(mqtt);
+    broker.stop();
+    start_watching(config.clone(), &[asked("a", "detect dog")]).finish(Duration::from_millis(200));
+    broker.restart();
+    assert!(kept(&broker).contains(&"palisade/b/status".to_owned()));
+    run(config, &[asked("a", "detect dog")]);
+    assert_eq!(kept(&broker), sorted(&[&of_camera("a", &["dog"])]));
+}
+
+#[test]
+fn without_a_state_folder_nothing_is_known_of_earlier_runs() {
+    let broker = Broker::start();
+    let config = || MqttConfig { discovery_prefix: None, ..broker.config("node") };
+    run(config(), &both());
+    run(config(), &[asked("a", "detect cat")]);
+    assert!(kept(&broker).contains(&"palisade/b/status".to_owned()));
+}

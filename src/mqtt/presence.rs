@@ -2,9 +2,10 @@
 //! only, and that of the first is `P/status`; where somebody waits for another topic, this one has its will there.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use rumqttc::{LastWill, QoS};
+use rumqttc::QoS;
 
 use crate::base::error::Result;
 use crate::base::metrics::Metrics;
@@ -14,7 +15,8 @@ use crate::mqtt::health::Health;
 use crate::mqtt::link::Parts;
 use crate::mqtt::payload;
 use crate::mqtt::pending::{Desk, Pending};
-use crate::mqtt::{LIMITS, Patience, options, serve};
+use crate::mqtt::wire::{self, Options};
+use crate::mqtt::{LIMITS, OWN_PACKET, Patience, serve};
 
 /// Between two figures, which this connection has none of: longer than it lives.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -35,8 +37,8 @@ pub struct Presence {
 /// When the configuration cannot be used, or the system refuses a thread.
 pub fn start(config: &MqttConfig, name: &str, topic: String, patience: Patience, metrics: &Metrics) -> Result<Presence> {
     let config = MqttConfig { client_id: format!("{}-{name}", config.client_id), ..config.clone() };
-    let mut options = options(&config, patience)?;
-    options.set_last_will(LastWill::new(&topic, payload::OFFLINE, QoS::AtLeastOnce, true));
+    let mut options = Options::new(&config, patience, OWN_PACKET)?;
+    options.set_last_will(&topic, payload::OFFLINE);
     let desk = Arc::new(Desk::new(Pending::new(topic.clone(), LIMITS)));
     let parts = Parts {
         options,
@@ -47,6 +49,7 @@ pub fn start(config: &MqttConfig, name: &str, topic: String, patience: Patience,
         health: Arc::new(Health::new()),
         connects: metrics.counter("mqtt_connects", name),
         subscriptions: Vec::new(),
+        broker_limit: Arc::new(AtomicUsize::new(wire::MAX_PACKET)),
         inbox: Box::new(|_| {}),
         stats_interval: NEVER,
         stats: Box::new(move || (topic.clone(), payload::ONLINE.into())),

@@ -304,6 +304,8 @@ pub struct MqttConfig {
     pub discovery_prefix: Option<String>,
     /// The largest packet sent, in bytes; a record that would make a larger one is refused alone.
     pub max_packet: usize,
+    /// Of what waits when a connection begins, at most so many messages a second are sent.
+    pub backlog_rate: u32,
 }
 
 /// Which messages are kept on disk until the broker has them.

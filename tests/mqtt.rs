@@ -32,6 +32,7 @@ const QUICK: Patience = Patience {
     connect: Duration::from_secs(3),
     retry: Duration::from_millis(100),
     retry_most: Duration::from_millis(400),
+    disk: Duration::from_millis(300),
 };
 
 fn camera(id: &str) -> CameraId {

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use crate::base::clock::Utc;
 use crate::base::error::{Error, Result};
 use crate::base::thread::{self, Thread};
-use crate::mqtt::outbox::{Lane, Spilled};
+use crate::mqtt::outbox::{Class, Lane, Why};
 use crate::mqtt::pending::Desk;
-use crate::mqtt::store::{Bounds, Store};
+use crate::mqtt::store::{Batch, Bounds, Loaded, Store};
 
 /// What comes within this time, or so many records, go to the disk together.
 const GROUP: Duration = Duration::from_millis(200);
@@ -22,9 +22,6 @@ const MOST: usize = 4096;
 /// Between two looks for records that are too old, where nothing else is to be done.
 const AGES: Duration = Duration::from_secs(60);
 
-/// Between two tries at a disk that failed.
-const RETRY: Duration = Duration::from_secs(10);
-
 /// After so many tries what is on disk alone waits for the next start, and newer records wait for it no longer.
 const TRIES: u32 = 6;
 
@@ -34,53 +31,46 @@ const CLOCK_SET: Duration = Duration::from_secs(3600);
 /// Finds the lane of a topic; shared with the stages that publish.
 pub type Lanes = Arc<dyn Fn(&str) -> Arc<Lane> + Send + Sync>;
 
-/// Opens the store in `folder`, hands its backlog to the desk, and starts the thread `outbox`. `None`: it cannot be used,
-/// which is told; what waits is then in memory only.
-///
-/// Records that `fits` refuses are dropped when they are read back: another start may have had other limits.
+/// What a keeper is made from.
+pub struct Parts {
+    /// Where the store is.
+    pub folder: PathBuf,
+    /// How much it may hold, by class.
+    pub bounds: [Bounds; 2],
+    /// Between two tries at a disk that failed, or that could not be used at the start.
+    pub retry: Duration,
+    /// Records that it refuses are dropped when they are read back: another start may have had other limits.
+    pub fits: Fits,
+    /// Whose records are kept.
+    pub desk: Arc<Desk>,
+    /// Finds their lanes.
+    pub lanes: Lanes,
+}
+
+/// Opens the store, hands its backlog to the desk, and starts the thread `outbox`. A store that cannot be used is told, and
+/// tried again; meanwhile what waits is in memory only.
 ///
 /// # Errors
 /// When there is no thread to be had.
-pub fn start(folder: PathBuf, bounds: Bounds, fits: Fits, desk: Arc<Desk>, lanes: Lanes) -> Result<Option<Thread>> {
-    let (store, found) = match Store::open(&folder) {
-        Ok(opened) => opened,
-        Err(error) => {
-            tracing::warn!("messages for the broker are kept in memory only: {}; set mqtt.state_dir", error.chain());
-            return Ok(None);
-        }
-    };
-    if let Some(Spilled { records, .. }) = found {
-        tracing::info!(records, "messages from before this start wait for the broker");
-    }
-    desk.lock().outbox().attach(found);
+pub fn start(parts: Parts) -> Result<Thread> {
     let now = Instant::now();
-    let keeper = Keeper {
-        folder,
-        bounds,
-        fits,
-        desk,
-        lanes,
-        store: Some(store),
-        next_try: now,
-        tries: 0,
-        looked: now,
-        begun: (now, Utc::now()),
-        clock_set: false,
-    };
-    thread::spawn("outbox", move || keeper.run()).map(Some)
+    let mut keeper =
+        Keeper { parts, store: None, file: None, next_try: now, tries: 0, looked: now, begun: (now, Utc::now()), clock_set: false };
+    if let Err(error) = keeper.open() {
+        tracing::warn!("messages for the broker are kept in memory only for now: {}; set mqtt.state_dir", error.chain());
+    }
+    thread::spawn("outbox", move || keeper.run())
 }
 
 /// Whether a record of this topic and size can be sent.
 pub type Fits = Box<dyn Fn(&str, usize) -> bool + Send>;
 
 struct Keeper {
-    folder: PathBuf,
-    bounds: Bounds,
-    fits: Fits,
-    desk: Arc<Desk>,
-    lanes: Lanes,
+    parts: Parts,
     /// `None`: the disk failed.
     store: Option<Store>,
+    /// The file that was open last, and how its records are numbered.
+    file: Option<(u128, [u64; 2])>,
     next_try: Instant,
     /// Tries in a row that failed.
     tries: u32,
@@ -92,14 +82,17 @@ struct Keeper {
 
 impl Keeper {
     fn run(mut self) {
-        while self.desk.wait_for_work(GROUP) {
+        while self.parts.desk.wait_for_work(GROUP) {
             self.step();
         }
         // What came last.
         self.step();
-        let left = self.desk.lock().outbox().waiting().0;
-        if left > 0 && self.store.is_some() {
-            tracing::info!(records = left, "messages are kept for the next start");
+        let left = self.parts.desk.lock().outbox().waiting().0;
+        if let Some(store) = self.store.take() {
+            if left > 0 {
+                tracing::info!(records = left, "messages are kept for the next start");
+            }
+            store.abandon();
         }
     }
 
@@ -107,69 +100,97 @@ impl Keeper {
         if self.store.is_none() && !self.reopen() {
             return;
         }
-        let (records, deletes) = self.desk.lock().outbox().take(MOST);
-        let ages = self.looked.elapsed() >= AGES;
-        if !records.is_empty() || !deletes.is_empty() || ages {
-            self.looked = Instant::now();
-            let bounds = self.bounds();
-            let Some(store) = &mut self.store else { return };
-            match store.commit(&records, &deletes, bounds, Utc::now(), &*self.lanes) {
-                Ok(pruned) => self.desk.lock().outbox().saved(pruned),
-                Err(error) => return self.fail(&error, deletes),
+        if self.save() {
+            Class::ALL.into_iter().for_each(|class| self.load(class));
+        }
+    }
+
+    /// Saves what is new and deletes what is done with; `false`: the disk failed.
+    fn save(&mut self) -> bool {
+        let batches = {
+            let mut pending = self.parts.desk.lock();
+            Class::ALL.map(|class| {
+                let (records, deletes) = pending.outbox().of(class).take(MOST);
+                Batch { records, deletes }
+            })
+        };
+        let idle = batches.iter().all(|batch| batch.records.is_empty() && batch.deletes.is_empty());
+        if idle && self.looked.elapsed() < AGES {
+            return true;
+        }
+        self.looked = Instant::now();
+        let bounds = self.bounds();
+        let Some(store) = &mut self.store else { return false };
+        match store.commit(batches.each_ref(), bounds, Utc::now(), &*self.parts.lanes) {
+            Ok(pruned) => {
+                let mut pending = self.parts.desk.lock();
+                Class::ALL.into_iter().zip(pruned).for_each(|(class, pruned)| pending.outbox().of(class).saved(pruned));
+                true
+            }
+            Err(error) => {
+                self.fail(&error, batches.map(|batch| batch.deletes));
+                false
             }
         }
+    }
+
+    /// Reads back what a class wants.
+    fn load(&mut self, class: Class) {
         let wanted = {
-            let mut pending = self.desk.lock();
-            let outbox = pending.outbox();
+            let mut pending = self.parts.desk.lock();
+            let outbox = pending.outbox().of(class);
             outbox.spilled().filter(|_| outbox.wants_load())
         };
-        if let Some(wanted) = wanted {
-            let Some(store) = &self.store else { return };
-            match store.load(wanted, &*self.lanes) {
-                Ok((records, left)) => {
-                    let (records, refused): (Vec<_>, Vec<_>) =
-                        records.into_iter().partition(|record| (self.fits)(&record.lane.topic, record.payload.len()));
-                    let mut pending = self.desk.lock();
-                    refused.iter().for_each(|record| pending.outbox().refuse(record));
-                    pending.outbox().loaded(records, wanted, left);
-                    drop(pending);
-                    self.desk.bell.notify_one();
+        let (Some(wanted), Some(store)) = (wanted, &self.store) else { return };
+        match store.load(class, wanted, &*self.parts.lanes) {
+            Ok(Loaded { records, mut damaged, left }) => {
+                if !damaged.is_empty() {
+                    tracing::error!(records = damaged.len(), "messages came back from the disk damaged and are dropped");
                 }
-                Err(error) => self.fail(&error, Vec::new()),
+                let (records, refused): (Vec<_>, Vec<_>) =
+                    records.into_iter().partition(|record| (self.parts.fits)(&record.lane.topic, record.payload.len()));
+                refused.iter().for_each(|record| record.lane.drop_one(Why::Large));
+                damaged.extend(refused.iter().map(|record| record.number));
+                let mut pending = self.parts.desk.lock();
+                let outbox = pending.outbox().of(class);
+                damaged.into_iter().for_each(|number| outbox.discard(number));
+                outbox.loaded(records, wanted, left);
+                drop(pending);
+                self.parts.desk.bell.notify_one();
             }
+            Err(error) => self.fail(&error, [Vec::new(), Vec::new()]),
         }
     }
 
     /// The bounds; without that of age once the clock was set, as it is on boards that begin without the time: all that
     /// waits would be old at once.
-    fn bounds(&mut self) -> Bounds {
+    fn bounds(&mut self) -> [Bounds; 2] {
         let (at, clock) = self.begun;
         let passed = i64::try_from(at.elapsed().as_millis()).unwrap_or(i64::MAX);
         let apart = (Utc::now().millis() - clock.millis()).saturating_sub(passed).unsigned_abs();
         self.clock_set |= apart > CLOCK_SET.as_millis() as u64;
-        if self.clock_set { Bounds { age: Duration::MAX, ..self.bounds } } else { self.bounds }
+        self.parts.bounds.map(|bounds| if self.clock_set { Bounds { age: Duration::MAX, ..bounds } } else { bounds })
     }
 
-    fn fail(&mut self, error: &Error, deletes: Vec<u64>) {
+    fn fail(&mut self, error: &Error, deletes: [Vec<u64>; 2]) {
         tracing::warn!("messages for the broker are kept in memory only for now: {}", error.chain());
-        self.store = None;
-        self.next_try = Instant::now() + RETRY;
-        self.desk.lock().outbox().detach(deletes);
-        self.desk.bell.notify_one();
+        if let Some(store) = self.store.take() {
+            store.abandon();
+        }
+        self.next_try = Instant::now() + self.parts.retry;
+        let mut pending = self.parts.desk.lock();
+        Class::ALL.into_iter().zip(deletes).for_each(|(class, deletes)| pending.outbox().of(class).detach(deletes));
+        drop(pending);
+        self.parts.desk.bell.notify_one();
     }
 
     fn reopen(&mut self) -> bool {
         if Instant::now() < self.next_try {
             return false;
         }
-        self.next_try = Instant::now() + RETRY;
-        match Store::open(&self.folder) {
-            Ok((store, found)) => {
-                let lost = self.desk.lock().outbox().back(found.is_some());
-                if lost > 0 {
-                    tracing::error!(records = lost, "messages that were on disk only are lost");
-                }
-                (self.store, self.tries) = (Some(store), 0);
+        match self.open() {
+            Ok(()) => {
+                self.tries = 0;
                 tracing::info!("messages for the broker are kept on disk again");
                 true
             }
@@ -177,14 +198,50 @@ impl Keeper {
                 tracing::debug!("{}", error.chain());
                 self.tries += 1;
                 if self.tries == TRIES {
-                    let left = self.desk.lock().outbox().forsake();
+                    let mut pending = self.parts.desk.lock();
+                    let left: usize = Class::ALL.into_iter().map(|class| pending.outbox().of(class).forsake()).sum();
+                    drop(pending);
                     if left > 0 {
                         tracing::error!(records = left, "messages that are on disk only wait for the next start: {}", error.chain());
-                        self.desk.bell.notify_one();
+                        self.parts.desk.bell.notify_one();
                     }
                 }
                 false
             }
         }
+    }
+
+    /// Opens the store and goes on with it where it is the one that was open before. In any other one, what it holds is older
+    /// than all that waits in memory.
+    fn open(&mut self) -> Result<()> {
+        self.next_try = Instant::now() + self.parts.retry;
+        let mut store = Store::open(&self.parts.folder)?;
+        let (mut found, mut lost) = (0, 0);
+        let mut pending = self.parts.desk.lock();
+        match self.file.filter(|(id, _)| *id == store.id()) {
+            Some((_, shifts)) => {
+                store.replace(shifts);
+                Class::ALL.into_iter().for_each(|class| pending.outbox().of(class).back());
+            }
+            None => {
+                for class in Class::ALL {
+                    let outbox = pending.outbox().of(class);
+                    let placed = store.place(class, outbox.floor());
+                    found += placed.map_or(0, |found| found.records);
+                    lost += outbox.attach(placed);
+                }
+            }
+        }
+        drop(pending);
+        if found > 0 {
+            tracing::info!(records = found, "messages from before this start wait for the broker");
+        }
+        if lost > 0 {
+            tracing::error!(records = lost, "messages that were on disk only are lost");
+        }
+        self.parts.desk.bell.notify_one();
+        self.file = Some((store.id(), store.shifts()));
+        self.store = Some(store);
+        Ok(())
     }
 }

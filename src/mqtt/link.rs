@@ -181,16 +181,16 @@ impl Link {
         let desk = self.parts.desk.clone();
         let mut poll = pin!(events.poll());
         loop {
-            let closing = {
+            let (closing, backlog) = {
                 let pending = desk.lock();
                 if !connected && pending.may_leave() {
                     return Ok(None);
                 }
-                pending.closing()
+                (pending.closing(), pending.ready().filter(|_| connected && window.has_room()))
             };
             let overdue = window.deadline(self.parts.patience.ack);
             let figures = connected.then_some(self.stats_at);
-            let next = [closing, overdue, figures].into_iter().flatten().min();
+            let next = [closing, overdue, figures, backlog].into_iter().flatten().min();
             let alarm = async {
                 match next {
                     Some(at) => sleep_until(at.into()).await,
@@ -213,6 +213,9 @@ impl Link {
                         self.stats_at = now + self.parts.stats_interval;
                         let (topic, payload) = (self.parts.stats)();
                         desk.lock().stats(topic, payload);
+                        self.pump(client, window)?;
+                    }
+                    if backlog.is_some_and(|at| at <= now) {
                         self.pump(client, window)?;
                     }
                 }

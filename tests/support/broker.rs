@@ -196,6 +196,7 @@ impl Broker {
             stats_interval: Duration::from_secs(60),
             discovery_prefix: Some("homeassistant".to_owned()),
             max_packet: 256 * 1024,
+            backlog_rate: 1000,
         }
     }
 

@@ -2,12 +2,13 @@
 //! then changed state, records and the statistics, last `offline`. Pure; `Desk` puts a lock and a bell on it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use crate::base::clock::Utc;
+use crate::base::sync;
 use crate::mqtt::outbox::{Lane, Limits, Why};
 use crate::mqtt::outboxes::Outboxes;
 use crate::mqtt::payload::{OFFLINE, ONLINE};
@@ -226,7 +227,7 @@ impl Desk {
 
     /// What waits. Held for a few moves of memory only, so nobody waits for the network here.
     pub fn lock(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.pending)
     }
 
     /// Wakes whoever keeps records on disk where there is enough to do; otherwise they look by themselves in a moment.

@@ -1,11 +1,12 @@
 //! The handle of the stages that publish: what they say becomes payloads on the desk, and what the broker says, commands.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::base::clock::Utc;
 use crate::base::metrics::Metrics;
+use crate::base::sync;
 use crate::mqtt::cameras::{Cameras, Payloads, Watched};
 use crate::mqtt::control::{Command, Control, Heard, Steering};
 use crate::mqtt::health::Health;
@@ -132,12 +133,7 @@ impl Publisher {
             return;
         }
         let Some(control) = &self.0.control else { return };
-        let heard = control.lock().unwrap_or_else(PoisonError::into_inner).hear(
-            &self.0.topics,
-            &message,
-            |camera| self.cameras().knows(camera),
-            Instant::now(),
-        );
+        let heard = sync::lock(control).hear(&self.0.topics, &message, |camera| self.cameras().knows(camera), Instant::now());
         match heard {
             Heard::Other => {}
             Heard::Refused(why) => self.warn("a command over MQTT is refused", &why),
@@ -168,7 +164,7 @@ impl Publisher {
     }
 
     fn cameras(&self) -> MutexGuard<'_, Cameras> {
-        self.0.cameras.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0.cameras)
     }
 
     pub(super) fn lane(&self, camera: &CameraId) -> Arc<Lane> {
@@ -176,7 +172,7 @@ impl Publisher {
     }
 
     fn warn(&self, line: &str, detail: &str) {
-        if self.0.quiet.lock().unwrap_or_else(PoisonError::into_inner).lets(line, Instant::now()) {
+        if sync::lock(&self.0.quiet).lets(line, Instant::now()) {
             tracing::warn!("{line} ({detail})");
         }
     }
@@ -198,6 +194,6 @@ impl Lanes {
     pub(super) fn of(&self, topic: &str) -> Arc<Lane> {
         let camera = topic.rsplit('/').nth(1).unwrap_or_default();
         let new = || Arc::new(Lane::new(topic.to_owned(), camera, &self.metrics));
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).entry(topic.to_owned()).or_insert_with(new).clone()
+        sync::lock(&self.known).entry(topic.to_owned()).or_insert_with(new).clone()
     }
 }

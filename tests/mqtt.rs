@@ -1,7 +1,9 @@
 //! The MQTT stage against a real mosquitto: what is published, in what order, and that a broker which is away, dies,
 //! freezes or refuses costs neither a record nor a moment of the caller's time.
 
+mod backlog;
 mod consumer;
+mod disk;
 mod durable;
 mod encryption;
 mod outage;

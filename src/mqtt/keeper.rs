@@ -54,9 +54,20 @@ pub struct Parts {
 /// When there is no thread to be had.
 pub fn start(parts: Parts) -> Result<Thread> {
     let now = Instant::now();
-    let mut keeper =
-        Keeper { parts, store: None, file: None, next_try: now, tries: 0, looked: now, begun: (now, Utc::now()), clock_set: false };
+    let mut keeper = Keeper {
+        parts,
+        store: None,
+        rests: None,
+        told: false,
+        file: None,
+        next_try: now,
+        tries: 0,
+        looked: now,
+        begun: (now, Utc::now()),
+        clock_set: false,
+    };
     if let Err(error) = keeper.open() {
+        keeper.told = true;
         tracing::warn!("messages for the broker are kept in memory only for now: {}; set mqtt.state_dir", error.chain());
     }
     thread::spawn("outbox", move || keeper.run())
@@ -67,8 +78,12 @@ pub type Fits = Box<dyn Fn(&str, usize) -> bool + Send>;
 
 struct Keeper {
     parts: Parts,
-    /// `None`: the disk failed.
+    /// `None`: it cannot be opened.
     store: Option<Store>,
+    /// It took nothing the last time; until then it is only read from.
+    rests: Option<Instant>,
+    /// That it takes nothing was told.
+    told: bool,
     /// The file that was open last, and how its records are numbered.
     file: Option<(u128, [u64; 2])>,
     next_try: Instant,
@@ -86,6 +101,7 @@ impl Keeper {
             self.step();
         }
         // What came last.
+        (self.rests, self.next_try) = (None, Instant::now());
         self.step();
         let left = self.parts.desk.lock().outbox().waiting().0;
         if let Some(store) = self.store.take() {
@@ -100,13 +116,15 @@ impl Keeper {
         if self.store.is_none() && !self.reopen() {
             return;
         }
-        if self.save() {
-            Class::ALL.into_iter().for_each(|class| self.load(class));
+        if self.rests.is_none_or(|until| until <= Instant::now()) {
+            self.rests = None;
+            self.save();
         }
+        Class::ALL.into_iter().for_each(|class| self.load(class));
     }
 
-    /// Saves what is new and deletes what is done with; `false`: the disk failed.
-    fn save(&mut self) -> bool {
+    /// Saves what is new and deletes what is done with.
+    fn save(&mut self) {
         let batches = {
             let mut pending = self.parts.desk.lock();
             Class::ALL.map(|class| {
@@ -115,22 +133,25 @@ impl Keeper {
             })
         };
         let idle = batches.iter().all(|batch| batch.records.is_empty() && batch.deletes.is_empty());
-        if idle && self.looked.elapsed() < AGES {
-            return true;
+        if idle && !self.told && self.looked.elapsed() < AGES {
+            return;
         }
         self.looked = Instant::now();
         let bounds = self.bounds();
-        let Some(store) = &mut self.store else { return false };
+        let Some(store) = &mut self.store else { return };
         match store.commit(batches.each_ref(), bounds, Utc::now(), &*self.parts.lanes) {
             Ok(pruned) => {
                 let mut pending = self.parts.desk.lock();
-                Class::ALL.into_iter().zip(pruned).for_each(|(class, pruned)| pending.outbox().of(class).saved(pruned));
-                true
+                for (class, pruned) in Class::ALL.into_iter().zip(pruned) {
+                    pending.outbox().of(class).takes();
+                    pending.outbox().of(class).saved(pruned);
+                }
+                drop(pending);
+                if std::mem::take(&mut self.told) {
+                    tracing::info!("messages for the broker are kept on disk again");
+                }
             }
-            Err(error) => {
-                self.fail(&error, batches.map(|batch| batch.deletes));
-                false
-            }
+            Err(error) => self.fail(&error, batches.map(|batch| batch.deletes)),
         }
     }
 
@@ -172,15 +193,22 @@ impl Keeper {
         self.parts.bounds.map(|bounds| if self.clock_set { Bounds { age: Duration::MAX, ..bounds } } else { bounds })
     }
 
+    /// The disk failed. A file that cannot be written to may still be read: it is opened anew, for the library does nothing
+    /// more with one that failed.
     fn fail(&mut self, error: &Error, deletes: [Vec<u64>; 2]) {
-        tracing::warn!("messages for the broker are kept in memory only for now: {}", error.chain());
+        // Told once, until it works again.
+        if !std::mem::replace(&mut self.told, true) {
+            tracing::warn!("messages for the broker are kept in memory only for now: {}", error.chain());
+        }
         if let Some(store) = self.store.take() {
             store.abandon();
         }
-        self.next_try = Instant::now() + self.parts.retry;
         let mut pending = self.parts.desk.lock();
         Class::ALL.into_iter().zip(deletes).for_each(|(class, deletes)| pending.outbox().of(class).detach(deletes));
         drop(pending);
+        self.rests = Some(Instant::now() + self.parts.retry);
+        self.next_try = Instant::now();
+        self.reopen();
         self.parts.desk.bell.notify_one();
     }
 
@@ -188,27 +216,22 @@ impl Keeper {
         if Instant::now() < self.next_try {
             return false;
         }
-        match self.open() {
-            Ok(()) => {
-                self.tries = 0;
-                tracing::info!("messages for the broker are kept on disk again");
-                true
-            }
-            Err(error) => {
-                tracing::debug!("{}", error.chain());
-                self.tries += 1;
-                if self.tries == TRIES {
-                    let mut pending = self.parts.desk.lock();
-                    let left: usize = Class::ALL.into_iter().map(|class| pending.outbox().of(class).forsake()).sum();
-                    drop(pending);
-                    if left > 0 {
-                        tracing::error!(records = left, "messages that are on disk only wait for the next start: {}", error.chain());
-                        self.parts.desk.bell.notify_one();
-                    }
-                }
-                false
+        let Err(error) = self.open() else {
+            self.tries = 0;
+            return true;
+        };
+        tracing::debug!("{}", error.chain());
+        self.tries += 1;
+        if self.tries == TRIES {
+            let mut pending = self.parts.desk.lock();
+            let left: usize = Class::ALL.into_iter().map(|class| pending.outbox().of(class).forsake()).sum();
+            drop(pending);
+            if left > 0 {
+                tracing::error!(records = left, "messages that are on disk only wait for the next start: {}", error.chain());
+                self.parts.desk.bell.notify_one();
             }
         }
+        false
     }
 
     /// Opens the store and goes on with it where it is the one that was open before. In any other one, what it holds is older

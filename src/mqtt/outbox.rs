@@ -144,8 +144,9 @@ pub struct Outbox {
     bytes: usize,
     /// The newest number given out.
     newest: u64,
-    /// Whether a store takes records at present.
+    /// Whether a store takes records at present, and whether it gives them: one that is full still does.
     keeps: bool,
+    reads: bool,
     /// The newest number that the store was given, and that it has.
     taken: u64,
     saved: u64,
@@ -169,6 +170,7 @@ impl Outbox {
             bytes: 0,
             newest: base,
             keeps: false,
+            reads: false,
             taken: 0,
             saved: 0,
             given: 0,
@@ -231,7 +233,7 @@ impl Outbox {
             self.head.get_mut(index)?
         } else if self.spilled.is_some() {
             // Nothing newer goes out ahead of what is on disk, also while the disk does not give it.
-            self.wants_load = self.keeps;
+            self.wants_load = self.reads;
             return None;
         } else {
             waits(&self.tail).and_then(|index| self.tail.get_mut(index))?
@@ -318,17 +320,17 @@ impl Outbox {
         // What is found comes ahead of what is under way, should that have to go out again.
         self.head.append(&mut self.tail);
         std::mem::swap(&mut self.head, &mut self.tail);
-        (self.spilled, self.wants_load, self.keeps) = (found, false, true);
+        (self.spilled, self.wants_load, self.keeps, self.reads) = (found, false, true, true);
         (self.taken, self.saved, self.given) = (floor, floor, floor);
         self.deletes.clear();
         self.fresh = self.unsaved().count();
         lost
     }
 
-    /// The store failed: what it was given last is not saved, nor `deletes` deleted, and nothing is given to it until it is
-    /// `back`.
+    /// The store failed: what it was given last is not saved, nor `deletes` deleted. Until it is `back` nothing is read from
+    /// it, and until it `takes` records again the oldest are dropped for want of room.
     pub fn detach(&mut self, deletes: Vec<u64>) {
-        (self.keeps, self.wants_load) = (false, false);
+        (self.keeps, self.reads, self.wants_load) = (false, false, false);
         self.taken = self.saved;
         self.deletes.extend(deletes);
     }
@@ -344,14 +346,19 @@ impl Outbox {
         self.forget(number);
     }
 
-    /// The store takes records again, and has what it had.
+    /// The store is there again, with what it had; whether it takes more is to be seen.
     pub fn back(&mut self) {
+        self.reads = true;
+    }
+
+    /// The store takes records again.
+    pub fn takes(&mut self) {
         self.keeps = true;
     }
 
     /// Whether the store is to be woken at once: a group is full, or records are to be read back.
     pub fn is_pressing(&self) -> bool {
-        self.keeps && (self.fresh >= GROUP_RECORDS || self.wants_load)
+        self.wants_load || self.keeps && self.fresh >= GROUP_RECORDS
     }
 
     /// Whether records are to be read back.

@@ -124,6 +124,7 @@ fn without_its_store_it_drops_the_oldest_and_goes_on_when_it_is_back() {
     outbox.detach(Vec::new());
     assert_eq!(push(&mut outbox, &lane, 1), 1);
     outbox.back();
+    outbox.takes();
     push(&mut outbox, &lane, 1);
     save(&mut outbox, &mut disk);
     assert_eq!((disk, lane.dropped.get()), (vec![2, 3, 4], 1));
@@ -155,6 +156,9 @@ fn a_disk_that_fails_for_a_while_loses_nothing_that_it_had() {
     (0..2).for_each(|_| assert_eq!(push(&mut outbox, &lane, 1), 0, "the oldest are on disk"));
     assert!(outbox.next(|_| true).is_none() && !outbox.is_pressing(), "in order, and without spinning");
     outbox.back();
+    assert!(outbox.next(|_| true).is_none() && outbox.is_pressing(), "what it has can be read, whether it takes more or not");
+    assert!(!outbox.keeps());
+    outbox.takes();
     assert_eq!(outbox.take(9).1, Vec::<u64>::new());
     assert_eq!(outbox.spilled().map(|spilled| (spilled.first, spilled.last)), Some((1, 2)));
     outbox.detach(Vec::new());

@@ -62,6 +62,7 @@ pub fn start(parts: Parts) -> Result<Thread> {
         file: None,
         next_try: now,
         tries: 0,
+        unread: 0,
         looked: now,
         begun: (now, Utc::now()),
         clock_set: false,
@@ -87,8 +88,9 @@ struct Keeper {
     /// The file that was open last, and how its records are numbered.
     file: Option<(u128, [u64; 2])>,
     next_try: Instant,
-    /// Tries in a row that failed.
+    /// Tries in a row to open it, and to read from it, that failed.
     tries: u32,
+    unread: u32,
     looked: Instant,
     begun: (Instant, Utc),
     /// The clock was set since: ages mean nothing.
@@ -177,9 +179,19 @@ impl Keeper {
                 damaged.into_iter().for_each(|number| outbox.discard(number));
                 outbox.loaded(records, wanted, left);
                 drop(pending);
+                self.unread = 0;
                 self.parts.desk.bell.notify_one();
             }
-            Err(error) => self.fail(&error, [Vec::new(), Vec::new()]),
+            Err(error) => {
+                self.fail(&error, [Vec::new(), Vec::new()]);
+                // What can be opened and not read is left alone for a while, and not for ever.
+                self.close([Vec::new(), Vec::new()]);
+                self.next_try = Instant::now() + self.parts.retry;
+                self.unread += 1;
+                if self.unread == TRIES {
+                    self.forsake(&error);
+                }
+            }
         }
     }
 
@@ -200,12 +212,7 @@ impl Keeper {
         if !std::mem::replace(&mut self.told, true) {
             tracing::warn!("messages for the broker are kept in memory only for now: {}", error.chain());
         }
-        if let Some(store) = self.store.take() {
-            store.abandon();
-        }
-        let mut pending = self.parts.desk.lock();
-        Class::ALL.into_iter().zip(deletes).for_each(|(class, deletes)| pending.outbox().of(class).detach(deletes));
-        drop(pending);
+        self.close(deletes);
         self.rests = Some(Instant::now() + self.parts.retry);
         self.next_try = Instant::now();
         self.reopen();
@@ -223,15 +230,28 @@ impl Keeper {
         tracing::debug!("{}", error.chain());
         self.tries += 1;
         if self.tries == TRIES {
-            let mut pending = self.parts.desk.lock();
-            let left: usize = Class::ALL.into_iter().map(|class| pending.outbox().of(class).forsake()).sum();
-            drop(pending);
-            if left > 0 {
-                tracing::error!(records = left, "messages that are on disk only wait for the next start: {}", error.chain());
-                self.parts.desk.bell.notify_one();
-            }
+            self.forsake(&error);
         }
         false
+    }
+
+    fn close(&mut self, deletes: [Vec<u64>; 2]) {
+        if let Some(store) = self.store.take() {
+            store.abandon();
+        }
+        let mut pending = self.parts.desk.lock();
+        Class::ALL.into_iter().zip(deletes).for_each(|(class, deletes)| pending.outbox().of(class).detach(deletes));
+    }
+
+    /// What is on disk alone holds up nothing more.
+    fn forsake(&self, error: &Error) {
+        let mut pending = self.parts.desk.lock();
+        let left: usize = Class::ALL.into_iter().map(|class| pending.outbox().of(class).forsake()).sum();
+        drop(pending);
+        if left > 0 {
+            tracing::error!(records = left, "messages that are on disk only wait for the next start: {}", error.chain());
+            self.parts.desk.bell.notify_one();
+        }
     }
 
     /// Opens the store and goes on with it where it is the one that was open before. In any other one, what it holds is older
@@ -247,6 +267,7 @@ impl Keeper {
                 Class::ALL.into_iter().for_each(|class| pending.outbox().of(class).back());
             }
             None => {
+                self.rests = None;
                 for class in Class::ALL {
                     let outbox = pending.outbox().of(class);
                     let placed = store.place(class, outbox.floor());

@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use palisade::base::clock::Utc;
 use palisade::base::metrics::Metrics;
 use palisade::config::MqttConfig;
+use redb::{Database, TableDefinition};
 
 use super::{dropped, first_arrivals, looked, publish, published, start};
 use crate::support::broker::{Broker, LONG, Subscriber, eventually};
@@ -49,6 +51,38 @@ fn a_backlog_goes_out_at_its_rate_and_what_comes_later_is_as_quick_as_ever() {
         assert_eq!(first_arrivals(&subscriber.messages(), id), (1..=BACKLOG).collect::<Vec<_>>(), "{id}");
         assert_eq!(dropped(&metrics, id), 0);
     }
+    mqtt.finish(LONG);
+}
+
+/// A store of the first kind, in which an event comes after each hundred detections.
+#[test]
+fn a_store_of_the_version_before_is_drained_and_its_events_do_not_wait_behind_its_detections() {
+    const RECORDS: TableDefinition<u64, (i64, &str, &[u8])> = TableDefinition::new("records");
+    let (folder, broker) = (tempfile::tempdir().unwrap(), Broker::start());
+    let subscriber = Subscriber::durable(&broker, "palisade/street/+");
+    let database = Database::create(folder.path().join("outbox.redb")).unwrap();
+    let write = database.begin_write().unwrap();
+    let now = Utc::now().millis();
+    for number in 1..=3030_u64 {
+        let topic = if number % 101 == 0 { "palisade/street/events" } else { "palisade/street/detections" };
+        let payload = format!("{{\"seq\":{number}}}");
+        write.open_table(RECORDS).unwrap().insert(number, (now, topic, payload.as_bytes())).unwrap();
+    }
+    write.commit().unwrap();
+    drop(database);
+    let metrics = Metrics::new();
+    let mqtt = start(kept(&broker, "heir", folder.path()), &metrics);
+    subscriber.wait_for("all", |messages| messages.iter().filter(|message| message.topic != "palisade/street/status").count() >= 3030);
+    let messages: Vec<_> = subscriber.messages().into_iter().filter(|message| message.topic != "palisade/street/status").collect();
+    let events: Vec<usize> = (0..messages.len()).filter(|index| messages[*index].topic.ends_with("/events")).collect();
+    assert!(events.len() == 30 && events[29] < 120, "{events:?}");
+    let seqs = |what: &str| -> Vec<u64> {
+        messages.iter().filter(|message| message.topic.ends_with(what)).map(|message| message.json()["seq"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(seqs("/events"), (1..=3030).filter(|number| number % 101 == 0).collect::<Vec<_>>());
+    assert_eq!(seqs("/detections"), (1..=3030).filter(|number| number % 101 != 0).collect::<Vec<_>>());
+    eventually("all is acknowledged", || published(&metrics, "street") == 3030);
+    assert_eq!(dropped(&metrics, "street"), 0);
     mqtt.finish(LONG);
 }
 

@@ -11,7 +11,7 @@ pub mod topics;
 mod results;
 mod steer;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
@@ -22,6 +22,7 @@ use crate::base::error::{Error, Kind, Result};
 use crate::base::mailbox::{Put, Putter, mailbox};
 use crate::base::metrics::Metrics;
 use crate::base::shutdown::Shutdown;
+use crate::base::sync;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
 use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig};
@@ -52,6 +53,9 @@ const MOST_HANGING: u64 = 3;
 /// For the last messages and `offline`.
 const MQTT_GRACE: Duration = Duration::from_millis(1500);
 
+/// For the last commands to be on disk.
+const CONTROL_GRACE: Duration = Duration::from_millis(500);
+
 /// Runs until `shutdown`, or until every source has come to its end. Counts into `metrics`.
 ///
 /// # Errors
@@ -63,7 +67,7 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     let sinks = open_sinks(&config.output, &ids, metrics)?;
     let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
     let state = config.mqtt.as_ref().filter(|mqtt| mqtt.control).and_then(|mqtt| mqtt.state_dir.as_deref());
-    let steer = Arc::new(Steer::new(&config.cameras, state));
+    let steer = Arc::new(Steer::new(&config.cameras, state)?);
     let mqtt = start_mqtt(&config, &steer, &model, metrics)?;
     let daemon = Daemon::start(config, sinks, &model, mqtt, &steer, shutdown, metrics)?;
     systemd::ready();
@@ -72,6 +76,7 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     let ended = daemon.wait(shutdown);
     systemd::stopping();
     daemon.stop(shutdown);
+    steer.finish(Instant::now() + CONTROL_GRACE);
     ended
 }
 
@@ -283,8 +288,8 @@ fn hooks(
     let [wanted, admitted] = [asked.clone(), asked.clone()];
     let dropped = metrics.counter("frames_dropped", camera.id.as_str());
     Hooks {
-        wants: Box::new(move |candidate| wanted.detects() && locked(&ahead).wants(candidate.received)),
-        admit: Box::new(move |candidate, luma| admitted.detects() && locked(&gate).admit(candidate.received, luma)),
+        wants: Box::new(move |candidate| wanted.detects() && sync::lock(&ahead).wants(candidate.received)),
+        admit: Box::new(move |candidate, luma| admitted.detects() && sync::lock(&gate).admit(candidate.received, luma)),
         deliver: Box::new(move |frame| {
             if putter.put(Job { frame, prompt: asked.prompt() }) != Put::Stored {
                 dropped.add();
@@ -292,10 +297,6 @@ fn hooks(
         }),
         status: Box::new(status),
     }
-}
-
-fn locked(gate: &Mutex<Gate>) -> MutexGuard<'_, Gate> {
-    gate.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn disabled(camera: &CameraId) -> CameraStatus {

@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod process;
 pub mod redact;
 pub mod shutdown;
+pub mod sync;
 pub mod systemd;
 pub mod thread;
 pub mod whole;

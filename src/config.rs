@@ -308,6 +308,8 @@ pub struct MqttConfig {
     pub frigate_prefix: Option<String>,
     /// The largest packet sent, in bytes; a record that would make a larger one is refused alone.
     pub max_packet: usize,
+    /// Of what waits when a connection begins, at most so many messages a second are sent.
+    pub backlog_rate: u32,
 }
 
 /// The version of MQTT that is spoken.

@@ -22,6 +22,8 @@ mod keeper;
 mod label;
 mod link;
 mod outbox;
+mod outboxes;
+mod pace;
 pub mod payload;
 mod pending;
 mod presence;
@@ -66,11 +68,14 @@ pub use control::{Command, Steering};
 pub use payload::Context;
 pub use publisher::Publisher;
 
-/// What waits in memory: at five looks a second over three minutes without a broker.
-const LIMITS: Limits = Limits { records: 1000, bytes: 16 * 1024 * 1024 };
+/// What waits in memory, of events and of detections: at five looks a second over three minutes without a broker.
+const LIMITS: [Limits; 2] = [Limits { records: 1000, bytes: 4 << 20 }, Limits { records: 1000, bytes: 16 << 20 }];
 
-/// What waits on disk.
-const BOUNDS: Bounds = Bounds { records: 1_000_000, bytes: 512 * 1024 * 1024, age: Duration::from_secs(7 * 24 * 3600) };
+/// What waits on disk, of events and of detections.
+const BOUNDS: [Bounds; 2] =
+    [Bounds { records: 100_000, bytes: 64 << 20, age: WEEK }, Bounds { records: 900_000, bytes: 448 << 20, age: WEEK }];
+
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// For the last records to be saved.
 const KEEP: Duration = Duration::from_millis(500);
@@ -91,12 +96,14 @@ pub struct Patience {
     pub retry: Duration,
     /// Before any later try, at most; after a refused login half of it, at least.
     pub retry_most: Duration,
+    /// Between two tries at a disk that records cannot be kept on; after six what is there alone is waited for no longer.
+    pub disk: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
         let secs = Duration::from_secs;
-        Self { keep_alive: secs(10), ack: secs(20), connect: secs(10), retry: secs(1), retry_most: secs(60) }
+        Self { keep_alive: secs(10), ack: secs(20), connect: secs(10), retry: secs(1), retry_most: secs(60), disk: secs(10) }
     }
 }
 
@@ -132,7 +139,7 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
     let mut options = Options::new(&config, patience, config.max_packet.max(OWN_PACKET))?;
     options.set_last_will(&topics.status(), payload::OFFLINE);
     let qos = rumqttc::qos(config.qos).map_err(|_| Error::new(Kind::Config, format!("mqtt.qos is {}; must be 0, 1 or 2", config.qos)))?;
-    let desk = Arc::new(Desk::new(Pending::new(topics.status(), LIMITS)));
+    let desk = Arc::new(Desk::new(Pending::new(topics.status(), LIMITS, config.backlog_rate)));
     let health = Arc::new(Health::new());
     let broker_limit = Arc::new(AtomicUsize::new(wire::MAX_PACKET));
     let publisher = Publisher(Arc::new(Inner {
@@ -171,7 +178,14 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
             let lanes = publisher.0.lanes.clone();
             let most = config.max_packet;
             let fits = move |topic: &str, payload: usize| topic.len() + payload + PACKET_OVERHEAD <= most && rumqttc::valid_topic(topic);
-            keeper::start(folder, BOUNDS, Box::new(fits), publisher.0.desk.clone(), Arc::new(move |topic| lanes.of(topic)))?
+            Some(keeper::start(keeper::Parts {
+                folder,
+                bounds: BOUNDS,
+                retry: patience.disk,
+                fits: Box::new(fits),
+                desk: publisher.0.desk.clone(),
+                lanes: Arc::new(move |topic| lanes.of(topic)),
+            })?)
         }
         None => None,
     };
@@ -306,6 +320,7 @@ pub(crate) mod tests {
             frigate_prefix: None,
             control: false,
             max_packet: 256 * 1024,
+            backlog_rate: 1000,
         }
     }
 

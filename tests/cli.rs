@@ -78,7 +78,7 @@ fn every_key_of_the_contract_is_taken() {
          [output.snapshots]\ndir = \"out/s\"\nkeep = 1000\nkeep_days = 7\n[output.file]\npath = \"out/{{camera}}.mp4\"\n[output.rtsp]\nlisten = \"127.0.0.1:8554\"\n\
          [[output.custom]]\npipeline = \"videoconvert ! x264enc tune=zerolatency ! mpegtsmux ! udpsink host=127.0.0.1 port=5000\"\n\
          [mqtt]\nhost = \"127.0.0.1\"\nport = 1883\nusername = \"palisade\"\npassword_file = {secret:?}\ntopic_prefix = \"palisade\"\nqos = 1\ntls = false\n\
-         ca_file = \"/etc/ssl/certs/ca.pem\"\nmax_packet = 262144\ncontrol = false\nstate_dir = \"/var/lib/palisade\"\nstats_interval = 60\ndiscovery = true\n\
+         ca_file = \"/etc/ssl/certs/ca.pem\"\nmax_packet = 262144\nbacklog_rate = 1000\nversion = \"3.1.1\"\ncontrol = false\nstate_dir = \"/var/lib/palisade\"\nstats_interval = 60\ndiscovery = true\n\
          discovery_prefix = \"homeassistant\"\nfrigate = false\nfrigate_prefix = \"frigate\"\n[log]\nlevel = \"info\"\nformat = \"auto\"\n"
     );
     std::fs::write(&file, text).unwrap();

@@ -1,7 +1,9 @@
 //! The MQTT stage against a real mosquitto: what is published, in what order, and that a broker which is away, dies,
 //! freezes or refuses costs neither a record nor a moment of the caller's time.
 
+mod backlog;
 mod consumer;
+mod disk;
 mod durable;
 mod earlier;
 mod encryption;
@@ -36,6 +38,7 @@ const QUICK: Patience = Patience {
     connect: Duration::from_secs(3),
     retry: Duration::from_millis(100),
     retry_most: Duration::from_millis(400),
+    disk: Duration::from_millis(300),
 };
 
 fn camera(id: &str) -> CameraId {

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -18,6 +18,7 @@ use crate::app::{self, check, oneshot};
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::base::metrics::Metrics;
 use crate::base::shutdown::Shutdown;
+use crate::base::sync;
 use crate::base::thread;
 use crate::mqtt::tail;
 
@@ -102,7 +103,7 @@ impl Children {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Child>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 
     fn start(&self, program: &str, command: &mut Command) -> Result<Option<ChildStdout>> {
@@ -187,7 +188,7 @@ impl Screen {
     }
 
     fn heard(&self) -> std::sync::MutexGuard<'_, Heard> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.heard)
     }
 
     /// One line of the subscriber: topic, space, payload.

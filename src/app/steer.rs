@@ -1,19 +1,30 @@
 //! What commands change while the daemon runs: each camera's prompt, and whether it is looked at. Kept in the state folder,
 //! so that a restart forgets nothing; a prompt that is edited in the configuration wins over an older command.
+//!
+//! A command is in force at once. The thread `control` writes it down: whoever heard it waits for no disk.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::base::error::{Context, Error, Kind, Result};
+use crate::base::sync;
+use crate::base::thread::{self, Thread};
 use crate::base::whole;
 use crate::config::CameraConfig;
 use crate::mqtt::{Command, Steering, Watched};
 use crate::types::{CameraId, Prompt};
+
+/// Between two tries at a disk that did not take the commands.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// For the last commands to be written, where nobody says how long they may take.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// The file's name in the state folder.
 const FILE: &str = "control.json";
@@ -33,7 +44,7 @@ impl Asked {
 
     /// The prompt in force.
     pub fn prompt(&self) -> Arc<Prompt> {
-        lock(&self.prompt).clone()
+        sync::lock(&self.prompt).clone()
     }
 
     /// Whether frames are looked at.
@@ -45,8 +56,8 @@ impl Asked {
 /// Every camera that commands may be for.
 pub struct Steer {
     cameras: BTreeMap<CameraId, Camera>,
-    file: Option<PathBuf>,
     orders: Mutex<BTreeMap<String, Order>>,
+    keeper: Option<Keeper>,
 }
 
 struct Camera {
@@ -68,7 +79,10 @@ struct Order {
 
 impl Steer {
     /// For these cameras; with `state` a folder in which earlier commands are found and later ones kept.
-    pub fn new(cameras: &[CameraConfig], state: Option<&Path>) -> Self {
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn new(cameras: &[CameraConfig], state: Option<&Path>) -> Result<Self> {
         let file = state.map(|folder| folder.join(FILE));
         let orders = file.as_deref().map(read).unwrap_or_default();
         let cameras: BTreeMap<CameraId, Camera> = cameras
@@ -78,7 +92,7 @@ impl Steer {
                 let order = orders.get(camera.id.as_str()).filter(|order| order.configured == camera.prompt.text());
                 if let Some(prompt) = order.and_then(|order| Prompt::new(order.prompt.as_deref()?).ok()) {
                     tracing::info!(camera = %camera.id, "asked {:?}, as a command has it", prompt.text());
-                    *lock(&asked.prompt) = Arc::new(prompt);
+                    *sync::lock(&asked.prompt) = Arc::new(prompt);
                 }
                 if let Some(detect) = order.and_then(|order| order.detect) {
                     asked.detect.store(detect && camera.enabled, Ordering::Release);
@@ -86,7 +100,12 @@ impl Steer {
                 (camera.id.clone(), Camera { configured: camera.prompt.clone(), enabled: camera.enabled, asked })
             })
             .collect();
-        Self { cameras, file, orders: Mutex::new(orders) }
+        Ok(Self { cameras, orders: Mutex::new(orders), keeper: file.map(Keeper::start).transpose()? })
+    }
+
+    /// Writes down what is not on disk yet, and ends; no later than `deadline`, which is told if it is missed.
+    pub fn finish(&self, deadline: Instant) {
+        self.keeper.iter().for_each(|keeper| keeper.finish(deadline));
     }
 
     /// A camera's prompt and whether it is looked at; as configured where it is not known.
@@ -100,8 +119,8 @@ impl Steer {
     }
 
     fn keep(&self, camera: &CameraId, configured: &Prompt, command: &Command) -> Result<()> {
-        let Some(file) = &self.file else { return Ok(()) };
-        let mut orders = lock(&self.orders);
+        let Some(keeper) = &self.keeper else { return Ok(()) };
+        let mut orders = sync::lock(&self.orders);
         let order = orders.entry(camera.as_str().to_owned()).or_default();
         if order.configured != configured.text() {
             *order = Order { configured: configured.text().to_owned(), ..Order::default() };
@@ -110,7 +129,15 @@ impl Steer {
             Command::Prompt(prompt) => order.prompt = Some(prompt.text().to_owned()),
             Command::Detect(detect) => order.detect = Some(*detect),
         }
-        write(file, &orders)
+        // Still under the lock, so that the newest is the last.
+        keeper.put(serde_json::to_vec_pretty(&*orders).context(Kind::Internal, || "the commands have no JSON")?);
+        Ok(())
+    }
+}
+
+impl Drop for Steer {
+    fn drop(&mut self) {
+        self.finish(Instant::now() + GRACE);
     }
 }
 
@@ -119,7 +146,7 @@ impl Steering for Steer {
         let known = self.cameras.get(camera).filter(|known| known.enabled);
         let known = known.ok_or_else(|| Error::new(Kind::Input, format!("{camera} is no enabled camera of the configuration")))?;
         match command {
-            Command::Prompt(prompt) => *lock(&known.asked.prompt) = Arc::new(prompt.clone()),
+            Command::Prompt(prompt) => *sync::lock(&known.asked.prompt) = Arc::new(prompt.clone()),
             Command::Detect(detect) => known.asked.detect.store(*detect, Ordering::Release),
         }
         // In force all the same, until the next start.
@@ -145,13 +172,102 @@ fn read(file: &Path) -> BTreeMap<String, Order> {
     }
 }
 
-fn write(file: &Path, orders: &BTreeMap<String, Order>) -> Result<()> {
-    let bytes = serde_json::to_vec_pretty(orders).context(Kind::Internal, || format!("{} cannot be written", file.display()))?;
-    whole::write(file, &bytes)
+/// Writes the newest commands to their file, in a thread of its own.
+struct Keeper {
+    slot: Arc<Slot>,
+    thread: Mutex<Option<Thread>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// One place: what nobody wrote yet is replaced by what is newer.
+#[derive(Default)]
+struct Slot {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    newest: Option<Vec<u8>>,
+    /// How often something was put here.
+    puts: u64,
+    ended: bool,
+}
+
+impl Keeper {
+    fn start(file: PathBuf) -> Result<Self> {
+        let slot = Arc::new(Slot::default());
+        let shared = slot.clone();
+        let thread = thread::spawn("control", move || shared.serve(&file))?;
+        Ok(Self { slot, thread: Mutex::new(Some(thread)) })
+    }
+
+    fn put(&self, bytes: Vec<u8>) {
+        let mut waiting = sync::lock(&self.slot.waiting);
+        waiting.newest = Some(bytes);
+        waiting.puts += 1;
+        self.slot.changed.notify_one();
+    }
+
+    fn finish(&self, deadline: Instant) {
+        sync::lock(&self.slot.waiting).ended = true;
+        self.slot.changed.notify_one();
+        let thread = sync::lock(&self.thread).take();
+        if thread.is_some_and(|thread| !thread.join_until(deadline)) {
+            tracing::error!("the disk did not take the last commands in time");
+        }
+    }
+}
+
+impl Slot {
+    fn serve(&self, file: &Path) {
+        let mut told = false;
+        while let Some((bytes, puts)) = self.take() {
+            match whole::write(file, &bytes) {
+                Ok(()) => told = false,
+                Err(error) => {
+                    // In force all the same, until the next start.
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!("commands are not kept for now: {}", error.chain());
+                    }
+                    if !self.give_back(bytes, puts) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for what is to be written; `None`: there will be nothing any more.
+    fn take(&self) -> Option<(Vec<u8>, u64)> {
+        let mut waiting = sync::lock(&self.waiting);
+        loop {
+            if let Some(bytes) = waiting.newest.take() {
+                return Some((bytes, waiting.puts));
+            }
+            if waiting.ended {
+                return None;
+            }
+            waiting = sync::wait(&self.changed, waiting);
+        }
+    }
+
+    /// What could not be written waits for another try, or for what is newer; `false`: it was the last one.
+    fn give_back(&self, bytes: Vec<u8>, puts: u64) -> bool {
+        let mut waiting = sync::lock(&self.waiting);
+        if waiting.ended && waiting.puts == puts {
+            return false;
+        }
+        waiting.newest.get_or_insert(bytes);
+        let until = Instant::now() + RETRY;
+        while !waiting.ended && waiting.puts == puts {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            waiting = sync::wait_timeout(&self.changed, waiting, left);
+        }
+        true
+    }
 }
 
 #[cfg(test)]
@@ -168,7 +284,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state");
         let (gate, yard) = (camera("gate", "detect cat"), CameraConfig { enabled: false, ..camera("yard", "detect dog") });
-        let steer = Steer::new(&[gate.clone(), yard.clone()], Some(&state));
+        let steer = Steer::new(&[gate.clone(), yard.clone()], Some(&state)).unwrap();
         let prompt = Prompt::new("detect bus").unwrap();
         let told = steer.steer(&gate.id, &Command::Prompt(prompt.clone())).unwrap();
         assert!(told.prompt == prompt && told.enabled && *steer.asked(&gate).prompt() == prompt);
@@ -177,12 +293,72 @@ mod tests {
             assert!(steer.steer(&unknown, &Command::Detect(true)).is_err(), "{unknown}");
         }
 
-        let again = Steer::new(std::slice::from_ref(&gate), Some(&state)).asked(&gate);
+        steer.finish(soon());
+
+        let kept = |camera: &CameraConfig| Steer::new(std::slice::from_ref(camera), Some(&state)).unwrap().asked(camera);
+        let again = kept(&gate);
         assert!(*again.prompt() == prompt && !again.detects());
         let edited = camera("gate", "detect horse");
-        let anew = Steer::new(std::slice::from_ref(&edited), Some(&state)).asked(&edited);
+        let anew = kept(&edited);
         assert!(anew.prompt().text() == "detect horse" && anew.detects());
         fs::write(state.join(FILE), "{").unwrap();
-        assert_eq!(Steer::new(std::slice::from_ref(&gate), Some(&state)).asked(&gate).prompt().text(), "detect cat");
+        assert_eq!(kept(&gate).prompt().text(), "detect cat");
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    fn on_disk(state: &Path) -> String {
+        fs::read_to_string(state.join(FILE)).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_disk_that_does_not_take_a_command_gets_the_newest_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        fs::write(&state, "in the way").unwrap();
+        let gate = camera("gate", "detect cat");
+        let steer = Steer::new(std::slice::from_ref(&gate), Some(&state)).unwrap();
+        let order = |prompt: &str| steer.steer(&gate.id, &Command::Prompt(Prompt::new(prompt).unwrap())).unwrap();
+        assert_eq!((order("detect bus").prompt.text(), steer.asked(&gate).prompt().text()), ("detect bus", "detect bus"));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(state.is_file());
+        fs::remove_file(&state).unwrap();
+        order("detect dog");
+        let deadline = soon();
+        while !on_disk(&state).contains("detect dog") {
+            assert!(Instant::now() < deadline, "{}", on_disk(&state));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+
+        // What could not be written is tried once more at the end.
+        fs::remove_dir_all(&state).unwrap();
+        fs::write(&state, "in the way").unwrap();
+        order("detect horse");
+        std::thread::sleep(Duration::from_millis(50));
+        fs::remove_file(&state).unwrap();
+        steer.finish(soon());
+        assert!(on_disk(&state).contains("detect horse"));
+    }
+
+    /// A pipe that nobody reads stands for a disk that hangs.
+    #[test]
+    fn a_disk_that_hangs_holds_up_neither_a_command_nor_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("control.new");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let gate = camera("gate", "detect cat");
+        let steer = Steer::new(std::slice::from_ref(&gate), Some(folder.path())).unwrap();
+        let begin = Instant::now();
+        for detect in [true, false] {
+            steer.steer(&gate.id, &Command::Detect(detect)).unwrap();
+        }
+        assert!(!steer.asked(&gate).detects());
+        steer.finish(Instant::now() + Duration::from_millis(200));
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        // Lets the thread go.
+        fs::remove_file(folder.path().join(FILE)).ok();
+        drop(fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap());
     }
 }

@@ -7,7 +7,9 @@
 //! Several items may be taken at once: those that are there, without waiting for more. What is there is shared evenly
 //! among the takers that have nothing to do, so that none of them stays idle while another has a full hand.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
+
+use crate::base::sync;
 
 struct Slot<T> {
     item: Option<T>,
@@ -52,7 +54,7 @@ struct Shared<T> {
 
 impl<T> Shared<T> {
     fn lock(&self) -> std::sync::MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 }
 
@@ -180,7 +182,7 @@ impl<T: Send + 'static> Taker<T> {
                 return None;
             }
             state.idle += 1;
-            state = self.shared.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = sync::wait(&self.shared.filled, state);
             state.idle -= 1;
         }
     }

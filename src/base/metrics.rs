@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use crate::base::sync;
 
 /// How many latency samples a series keeps: the newest ones, for percentiles.
 const SAMPLES: usize = 4096;
@@ -44,7 +46,7 @@ struct Ring {
 impl Latency {
     /// Adds one sample.
     pub fn record(&self, took: Duration) {
-        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ring = sync::lock(&self.0);
         let millis = took.as_secs_f64() * 1000.0;
         if ring.millis.len() < SAMPLES {
             ring.millis.push(millis);
@@ -57,7 +59,7 @@ impl Latency {
 
     /// The value in milliseconds below which `share` (0..=1) of the kept samples lie (nearest rank); `None` without samples.
     pub fn percentile(&self, share: f64) -> Option<f64> {
-        let mut millis = self.0.lock().unwrap_or_else(PoisonError::into_inner).millis.clone();
+        let mut millis = sync::lock(&self.0).millis.clone();
         millis.sort_by(f64::total_cmp);
         let rank = (share * millis.len() as f64).ceil() as usize;
         millis.get(rank.max(1) - 1).copied()
@@ -82,19 +84,19 @@ impl Metrics {
 
     /// The counter `name` of `subject` (a camera, a sink, a size), made at its first use.
     pub fn counter(&self, name: &'static str, subject: &str) -> Counter {
-        let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = sync::lock(&self.0);
         tables.counters.entry((name, subject.to_owned())).or_default().clone()
     }
 
     /// The latency series `name` of `subject`, made at its first use.
     pub fn latency(&self, name: &'static str, subject: &str) -> Latency {
-        let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = sync::lock(&self.0);
         tables.latencies.entry((name, subject.to_owned())).or_default().clone()
     }
 
     /// Name, subject and count of every counter, in order of name.
     pub fn counts(&self) -> Vec<(&'static str, String, u64)> {
-        let tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let tables = sync::lock(&self.0);
         tables.counters.iter().map(|((name, subject), counter)| (*name, subject.clone(), counter.get())).collect()
     }
 }

@@ -1,7 +1,9 @@
 //! The stop flag: set once, seen by sources and waiters at once.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
+
+use crate::base::sync;
 
 /// A flag that goes up once and wakes everybody who sleeps on it. Clones share the flag.
 #[derive(Clone, Default)]
@@ -15,25 +17,25 @@ impl Shutdown {
 
     /// Raises the flag.
     pub fn trigger(&self) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *sync::lock(&self.0.0) = true;
         self.0.1.notify_all();
     }
 
     /// Whether the flag is up.
     pub fn is_set(&self) -> bool {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *sync::lock(&self.0.0)
     }
 
     /// Sleeps for `timeout` or until the flag goes up; returns whether it is up.
     pub fn wait(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        let mut set = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut set = sync::lock(&self.0.0);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if *set || left.is_zero() {
                 return *set;
             }
-            (set, _) = self.0.1.wait_timeout(set, left).unwrap_or_else(PoisonError::into_inner);
+            set = sync::wait_timeout(&self.0.1, set, left);
         }
     }
 }

@@ -14,11 +14,12 @@ use crate::base::error::{Context, Kind, Result};
 pub fn write(file: &Path, bytes: &[u8]) -> Result<()> {
     let fail = || format!("{} cannot be written", file.display());
     let beside = file.with_extension("new");
-    if let Some(folder) = file.parent() {
-        fs::create_dir_all(folder).context(Kind::Io, fail)?;
-    }
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).context(Kind::Io, fail)?;
     let mut new = File::create(&beside).context(Kind::Io, fail)?;
-    new.write_all(bytes).and_then(|()| new.sync_all()).and_then(|()| fs::rename(&beside, file)).context(Kind::Io, fail)
+    new.write_all(bytes).and_then(|()| new.sync_all()).and_then(|()| fs::rename(&beside, file)).context(Kind::Io, fail)?;
+    // The new name is on disk when the folder is.
+    File::open(folder).and_then(|folder| folder.sync_all()).context(Kind::Io, fail)
 }
 
 #[cfg(test)]

@@ -255,6 +255,7 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
     let encrypted = section.flag("tls", false).value;
     let tls = tls(&mut section, encrypted, outside);
     let max_packet = section.integer("max_packet", 1024..=268_435_455, 256 * 1024) as usize;
+    let backlog_rate = section.integer("backlog_rate", 1..=100_000, 1000) as u32;
     let control = section.flag("control", false).value;
     let state_dir = section.text("state_dir").map(|text| PathBuf::from(text.value));
     let durable = section.choice("durable", &[("all", Durable::All), ("events", Durable::Events), ("none", Durable::None)], Durable::All);
@@ -293,6 +294,7 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
         discovery_prefix,
         frigate_prefix,
         max_packet,
+        backlog_rate,
     })
 }
 

@@ -2,9 +2,10 @@
 //! the model checks a known answer much faster than it writes one.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::base::error::Result;
+use crate::base::sync;
 use crate::detect::Job;
 use crate::model::Question;
 use crate::types::{Answer, CameraId, Prompt};
@@ -42,7 +43,7 @@ impl Drafts {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<CameraId, Last>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 

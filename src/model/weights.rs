@@ -16,10 +16,11 @@ mod strict;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::base::sync;
 use crate::base::{Context, Error, Kind, Result};
 use crate::model::config;
 use crate::model::hub::Progress;
@@ -168,7 +169,7 @@ impl Weights {
     /// When the checkpoint holds a tensor that nobody asked for; the sentence has its name and shape.
     pub fn finish(&self) -> Result<()> {
         match &self.source {
-            Source::Files(files) => strict::check(&files.checkpoint, &files.asked.lock().unwrap_or_else(PoisonError::into_inner)),
+            Source::Files(files) => strict::check(&files.checkpoint, &sync::lock(&files.asked)),
             Source::Random => Ok(()),
         }
     }
@@ -297,7 +298,7 @@ impl Scope<'_> {
 impl Files {
     /// A tensor, noted as taken.
     fn ask(&self, name: &str, shape: &[usize]) -> Result<(&checkpoint::Stored, Type)> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        sync::lock(&self.asked).insert(name.to_owned());
         self.checkpoint.get(name, shape)
     }
 }

@@ -188,7 +188,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state");
         assert_eq!(Told::read(&state), Told::default());
-        let desk = Arc::new(Desk::new(Pending::new("P/status".to_owned(), Limits { records: 9, bytes: 99 })));
+        let desk = Arc::new(Desk::new(Pending::new("P/status".to_owned(), [Limits { records: 9, bytes: 99 }; 2], 1000)));
         desk.lock().retain(Stage::State, "P/a/status".to_owned(), vec![1]);
         desk.lock().retain(Stage::Discovery, "h/a".to_owned(), vec![1]);
         let notes = start(&state, desk.clone(), vec!["P/status".to_owned()]).unwrap();
@@ -229,7 +229,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
-        let desk = Arc::new(Desk::new(Pending::new("P/status".to_owned(), Limits { records: 9, bytes: 99 })));
+        let desk = Arc::new(Desk::new(Pending::new("P/status".to_owned(), [Limits { records: 9, bytes: 99 }; 2], 1000)));
         assert_eq!(Told::read(&file), Told::default());
         start(&file, desk, vec![]).unwrap().finish(Instant::now() + Duration::from_secs(30));
     }

@@ -1,6 +1,8 @@
 //! How the link is, for whoever asks: connected or not, and why not.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+
+use crate::base::sync;
 
 /// Connected, or the newest reason why not.
 #[derive(Debug)]
@@ -14,16 +16,16 @@ impl Health {
 
     /// The link is there.
     pub fn up(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *sync::lock(&self.0) = None;
     }
 
     /// The link is not there, for this reason; returns whether it was until now.
     pub fn down(&self, why: &str) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(why.to_owned()).is_none()
+        sync::lock(&self.0).replace(why.to_owned()).is_none()
     }
 
     /// Why there is no link; `None` while there is one.
     pub fn trouble(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        sync::lock(&self.0).clone()
     }
 }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use crate::base::clock::Utc;
 use crate::base::error::{Error, Result};
 use crate::base::thread::{self, Thread};
-use crate::mqtt::outbox::{Lane, Spilled};
+use crate::mqtt::outbox::{Class, Lane, Why};
 use crate::mqtt::pending::Desk;
-use crate::mqtt::store::{Bounds, Store};
+use crate::mqtt::store::{Batch, Bounds, Loaded, Store};
 
 /// What comes within this time, or so many records, go to the disk together.
 const GROUP: Duration = Duration::from_millis(200);
@@ -22,9 +22,6 @@ const MOST: usize = 4096;
 /// Between two looks for records that are too old, where nothing else is to be done.
 const AGES: Duration = Duration::from_secs(60);
 
-/// Between two tries at a disk that failed.
-const RETRY: Duration = Duration::from_secs(10);
-
 /// After so many tries what is on disk alone waits for the next start, and newer records wait for it no longer.
 const TRIES: u32 = 6;
 
@@ -34,56 +31,66 @@ const CLOCK_SET: Duration = Duration::from_secs(3600);
 /// Finds the lane of a topic; shared with the stages that publish.
 pub type Lanes = Arc<dyn Fn(&str) -> Arc<Lane> + Send + Sync>;
 
-/// Opens the store in `folder`, hands its backlog to the desk, and starts the thread `outbox`. `None`: it cannot be used,
-/// which is told; what waits is then in memory only.
-///
-/// Records that `fits` refuses are dropped when they are read back: another start may have had other limits.
+/// What a keeper is made from.
+pub struct Parts {
+    /// Where the store is.
+    pub folder: PathBuf,
+    /// How much it may hold, by class.
+    pub bounds: [Bounds; 2],
+    /// Between two tries at a disk that failed, or that could not be used at the start.
+    pub retry: Duration,
+    /// Records that it refuses are dropped when they are read back: another start may have had other limits.
+    pub fits: Fits,
+    /// Whose records are kept.
+    pub desk: Arc<Desk>,
+    /// Finds their lanes.
+    pub lanes: Lanes,
+}
+
+/// Opens the store, hands its backlog to the desk, and starts the thread `outbox`. A store that cannot be used is told, and
+/// tried again; meanwhile what waits is in memory only.
 ///
 /// # Errors
 /// When there is no thread to be had.
-pub fn start(folder: PathBuf, bounds: Bounds, fits: Fits, desk: Arc<Desk>, lanes: Lanes) -> Result<Option<Thread>> {
-    let (store, found) = match Store::open(&folder) {
-        Ok(opened) => opened,
-        Err(error) => {
-            tracing::warn!("messages for the broker are kept in memory only: {}; set mqtt.state_dir", error.chain());
-            return Ok(None);
-        }
-    };
-    if let Some(Spilled { records, .. }) = found {
-        tracing::info!(records, "messages from before this start wait for the broker");
-    }
-    desk.lock().outbox().attach(found);
+pub fn start(parts: Parts) -> Result<Thread> {
     let now = Instant::now();
-    let keeper = Keeper {
-        folder,
-        bounds,
-        fits,
-        desk,
-        lanes,
-        store: Some(store),
+    let mut keeper = Keeper {
+        parts,
+        store: None,
+        rests: None,
+        told: false,
+        file: None,
         next_try: now,
         tries: 0,
+        unread: 0,
         looked: now,
         begun: (now, Utc::now()),
         clock_set: false,
     };
-    thread::spawn("outbox", move || keeper.run()).map(Some)
+    if let Err(error) = keeper.open() {
+        keeper.told = true;
+        tracing::warn!("messages for the broker are kept in memory only for now: {}; set mqtt.state_dir", error.chain());
+    }
+    thread::spawn("outbox", move || keeper.run())
 }
 
 /// Whether a record of this topic and size can be sent.
 pub type Fits = Box<dyn Fn(&str, usize) -> bool + Send>;
 
 struct Keeper {
-    folder: PathBuf,
-    bounds: Bounds,
-    fits: Fits,
-    desk: Arc<Desk>,
-    lanes: Lanes,
-    /// `None`: the disk failed.
+    parts: Parts,
+    /// `None`: it cannot be opened.
     store: Option<Store>,
+    /// It took nothing the last time; until then it is only read from.
+    rests: Option<Instant>,
+    /// That it takes nothing was told.
+    told: bool,
+    /// The file that was open last, and how its records are numbered.
+    file: Option<(u128, [u64; 2])>,
     next_try: Instant,
-    /// Tries in a row that failed.
+    /// Tries in a row to open it, and to read from it, that failed.
     tries: u32,
+    unread: u32,
     looked: Instant,
     begun: (Instant, Utc),
     /// The clock was set since: ages mean nothing.
@@ -92,14 +99,18 @@ struct Keeper {
 
 impl Keeper {
     fn run(mut self) {
-        while self.desk.wait_for_work(GROUP) {
+        while self.parts.desk.wait_for_work(GROUP) {
             self.step();
         }
         // What came last.
+        (self.rests, self.next_try) = (None, Instant::now());
         self.step();
-        let left = self.desk.lock().outbox().waiting().0;
-        if left > 0 && self.store.is_some() {
-            tracing::info!(records = left, "messages are kept for the next start");
+        let left = self.parts.desk.lock().outbox().waiting().0;
+        if let Some(store) = self.store.take() {
+            if left > 0 {
+                tracing::info!(records = left, "messages are kept for the next start");
+            }
+            store.abandon();
         }
     }
 
@@ -107,84 +118,174 @@ impl Keeper {
         if self.store.is_none() && !self.reopen() {
             return;
         }
-        let (records, deletes) = self.desk.lock().outbox().take(MOST);
-        let ages = self.looked.elapsed() >= AGES;
-        if !records.is_empty() || !deletes.is_empty() || ages {
-            self.looked = Instant::now();
-            let bounds = self.bounds();
-            let Some(store) = &mut self.store else { return };
-            match store.commit(&records, &deletes, bounds, Utc::now(), &*self.lanes) {
-                Ok(pruned) => self.desk.lock().outbox().saved(pruned),
-                Err(error) => return self.fail(&error, deletes),
-            }
+        if self.rests.is_none_or(|until| until <= Instant::now()) {
+            self.rests = None;
+            self.save();
         }
+        Class::ALL.into_iter().for_each(|class| self.load(class));
+    }
+
+    /// Saves what is new and deletes what is done with.
+    fn save(&mut self) {
+        let batches = {
+            let mut pending = self.parts.desk.lock();
+            Class::ALL.map(|class| {
+                let (records, deletes) = pending.outbox().of(class).take(MOST);
+                Batch { records, deletes }
+            })
+        };
+        let idle = batches.iter().all(|batch| batch.records.is_empty() && batch.deletes.is_empty());
+        if idle && !self.told && self.looked.elapsed() < AGES {
+            return;
+        }
+        self.looked = Instant::now();
+        let bounds = self.bounds();
+        let Some(store) = &mut self.store else { return };
+        match store.commit(batches.each_ref(), bounds, Utc::now(), &*self.parts.lanes) {
+            Ok(pruned) => {
+                let mut pending = self.parts.desk.lock();
+                for (class, pruned) in Class::ALL.into_iter().zip(pruned) {
+                    pending.outbox().of(class).takes();
+                    pending.outbox().of(class).saved(pruned);
+                }
+                drop(pending);
+                if std::mem::take(&mut self.told) {
+                    tracing::info!("messages for the broker are kept on disk again");
+                }
+            }
+            Err(error) => self.fail(&error, batches.map(|batch| batch.deletes)),
+        }
+    }
+
+    /// Reads back what a class wants.
+    fn load(&mut self, class: Class) {
         let wanted = {
-            let mut pending = self.desk.lock();
-            let outbox = pending.outbox();
+            let mut pending = self.parts.desk.lock();
+            let outbox = pending.outbox().of(class);
             outbox.spilled().filter(|_| outbox.wants_load())
         };
-        if let Some(wanted) = wanted {
-            let Some(store) = &self.store else { return };
-            match store.load(wanted, &*self.lanes) {
-                Ok((records, left)) => {
-                    let (records, refused): (Vec<_>, Vec<_>) =
-                        records.into_iter().partition(|record| (self.fits)(&record.lane.topic, record.payload.len()));
-                    let mut pending = self.desk.lock();
-                    refused.iter().for_each(|record| pending.outbox().refuse(record));
-                    pending.outbox().loaded(records, wanted, left);
-                    drop(pending);
-                    self.desk.bell.notify_one();
+        let (Some(wanted), Some(store)) = (wanted, &self.store) else { return };
+        match store.load(class, wanted, &*self.parts.lanes) {
+            Ok(Loaded { records, mut damaged, left }) => {
+                if !damaged.is_empty() {
+                    tracing::error!(records = damaged.len(), "messages came back from the disk damaged and are dropped");
                 }
-                Err(error) => self.fail(&error, Vec::new()),
+                let (records, refused): (Vec<_>, Vec<_>) =
+                    records.into_iter().partition(|record| (self.parts.fits)(&record.lane.topic, record.payload.len()));
+                refused.iter().for_each(|record| record.lane.drop_one(Why::Large));
+                damaged.extend(refused.iter().map(|record| record.number));
+                let mut pending = self.parts.desk.lock();
+                let outbox = pending.outbox().of(class);
+                damaged.into_iter().for_each(|number| outbox.discard(number));
+                outbox.loaded(records, wanted, left);
+                drop(pending);
+                self.unread = 0;
+                self.parts.desk.bell.notify_one();
+            }
+            Err(error) => {
+                self.fail(&error, [Vec::new(), Vec::new()]);
+                // What can be opened and not read is left alone for a while, and not for ever.
+                self.close([Vec::new(), Vec::new()]);
+                self.next_try = Instant::now() + self.parts.retry;
+                self.unread += 1;
+                if self.unread == TRIES {
+                    self.forsake(&error);
+                }
             }
         }
     }
 
     /// The bounds; without that of age once the clock was set, as it is on boards that begin without the time: all that
     /// waits would be old at once.
-    fn bounds(&mut self) -> Bounds {
+    fn bounds(&mut self) -> [Bounds; 2] {
         let (at, clock) = self.begun;
         let passed = i64::try_from(at.elapsed().as_millis()).unwrap_or(i64::MAX);
         let apart = (Utc::now().millis() - clock.millis()).saturating_sub(passed).unsigned_abs();
         self.clock_set |= apart > CLOCK_SET.as_millis() as u64;
-        if self.clock_set { Bounds { age: Duration::MAX, ..self.bounds } } else { self.bounds }
+        self.parts.bounds.map(|bounds| if self.clock_set { Bounds { age: Duration::MAX, ..bounds } } else { bounds })
     }
 
-    fn fail(&mut self, error: &Error, deletes: Vec<u64>) {
-        tracing::warn!("messages for the broker are kept in memory only for now: {}", error.chain());
-        self.store = None;
-        self.next_try = Instant::now() + RETRY;
-        self.desk.lock().outbox().detach(deletes);
-        self.desk.bell.notify_one();
+    /// The disk failed. A file that cannot be written to may still be read: it is opened anew, for the library does nothing
+    /// more with one that failed.
+    fn fail(&mut self, error: &Error, deletes: [Vec<u64>; 2]) {
+        // Told once, until it works again.
+        if !std::mem::replace(&mut self.told, true) {
+            tracing::warn!("messages for the broker are kept in memory only for now: {}", error.chain());
+        }
+        self.close(deletes);
+        self.rests = Some(Instant::now() + self.parts.retry);
+        self.next_try = Instant::now();
+        self.reopen();
+        self.parts.desk.bell.notify_one();
     }
 
     fn reopen(&mut self) -> bool {
         if Instant::now() < self.next_try {
             return false;
         }
-        self.next_try = Instant::now() + RETRY;
-        match Store::open(&self.folder) {
-            Ok((store, found)) => {
-                let lost = self.desk.lock().outbox().back(found.is_some());
-                if lost > 0 {
-                    tracing::error!(records = lost, "messages that were on disk only are lost");
-                }
-                (self.store, self.tries) = (Some(store), 0);
-                tracing::info!("messages for the broker are kept on disk again");
-                true
+        let Err(error) = self.open() else {
+            self.tries = 0;
+            return true;
+        };
+        tracing::debug!("{}", error.chain());
+        self.tries += 1;
+        if self.tries == TRIES {
+            self.forsake(&error);
+        }
+        false
+    }
+
+    fn close(&mut self, deletes: [Vec<u64>; 2]) {
+        if let Some(store) = self.store.take() {
+            store.abandon();
+        }
+        let mut pending = self.parts.desk.lock();
+        Class::ALL.into_iter().zip(deletes).for_each(|(class, deletes)| pending.outbox().of(class).detach(deletes));
+    }
+
+    /// What is on disk alone holds up nothing more.
+    fn forsake(&self, error: &Error) {
+        let mut pending = self.parts.desk.lock();
+        let left: usize = Class::ALL.into_iter().map(|class| pending.outbox().of(class).forsake()).sum();
+        drop(pending);
+        if left > 0 {
+            tracing::error!(records = left, "messages that are on disk only wait for the next start: {}", error.chain());
+            self.parts.desk.bell.notify_one();
+        }
+    }
+
+    /// Opens the store and goes on with it where it is the one that was open before. In any other one, what it holds is older
+    /// than all that waits in memory.
+    fn open(&mut self) -> Result<()> {
+        self.next_try = Instant::now() + self.parts.retry;
+        let mut store = Store::open(&self.parts.folder)?;
+        let (mut found, mut lost) = (0, 0);
+        let mut pending = self.parts.desk.lock();
+        match self.file.filter(|(id, _)| *id == store.id()) {
+            Some((_, shifts)) => {
+                store.replace(shifts);
+                Class::ALL.into_iter().for_each(|class| pending.outbox().of(class).back());
             }
-            Err(error) => {
-                tracing::debug!("{}", error.chain());
-                self.tries += 1;
-                if self.tries == TRIES {
-                    let left = self.desk.lock().outbox().forsake();
-                    if left > 0 {
-                        tracing::error!(records = left, "messages that are on disk only wait for the next start: {}", error.chain());
-                        self.desk.bell.notify_one();
-                    }
+            None => {
+                self.rests = None;
+                for class in Class::ALL {
+                    let outbox = pending.outbox().of(class);
+                    let placed = store.place(class, outbox.floor());
+                    found += placed.map_or(0, |found| found.records);
+                    lost += outbox.attach(placed);
                 }
-                false
             }
         }
+        drop(pending);
+        if found > 0 {
+            tracing::info!(records = found, "messages from before this start wait for the broker");
+        }
+        if lost > 0 {
+            tracing::error!(records = lost, "messages that were on disk only are lost");
+        }
+        self.parts.desk.bell.notify_one();
+        self.file = Some((store.id(), store.shifts()));
+        self.store = Some(store);
+        Ok(())
     }
 }

@@ -189,16 +189,16 @@ impl Link {
         let hangs = open.map(|_| Instant::now() + events.patience());
         let mut poll = pin!(events.poll());
         loop {
-            let closing = {
+            let (closing, backlog) = {
                 let pending = desk.lock();
                 if open.is_none() && pending.may_leave() {
                     return Ok(None);
                 }
-                pending.closing()
+                (pending.closing(), pending.ready().filter(|_| open.is_some() && window.has_room()))
             };
             let overdue = window.deadline(self.parts.patience.ack);
             let figures = open.map(|_| self.stats_at);
-            let next = [closing, overdue, figures, hangs].into_iter().flatten().min();
+            let next = [closing, overdue, figures, hangs, backlog].into_iter().flatten().min();
             let alarm = async {
                 match next {
                     Some(at) => sleep_until(at.into()).await,
@@ -224,6 +224,9 @@ impl Link {
                         self.stats_at = now + self.parts.stats_interval;
                         let (topic, payload) = (self.parts.stats)();
                         desk.lock().stats(topic, payload);
+                        self.pump(client, window, open)?;
+                    }
+                    if let Some(open) = open.filter(|_| backlog.is_some_and(|at| at <= now)) {
                         self.pump(client, window, open)?;
                     }
                 }

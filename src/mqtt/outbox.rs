@@ -13,9 +13,10 @@ use std::sync::Arc;
 use crate::base::clock::Utc;
 use crate::base::metrics::{Counter, Metrics};
 use crate::mqtt::keeper::GROUP_RECORDS;
+use crate::mqtt::topic::is_events;
 
 /// Why a record was given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Why {
     /// Newer ones needed its place.
     Full,
@@ -27,6 +28,27 @@ pub enum Why {
     Closed,
     /// The broker said that it does not take it, and never will.
     Refused,
+    /// It did not come back from the disk as it was put there.
+    Damaged,
+}
+
+/// Records of one class go out in the order of their coming; the other class does not hold them up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// What happened: few, and each of them counts.
+    Events,
+    /// What was seen on each frame: many.
+    Detections,
+}
+
+impl Class {
+    /// Both, in the order in which they index what is there once for each.
+    pub const ALL: [Self; 2] = [Self::Events, Self::Detections];
+
+    /// That of the records on `topic`.
+    pub fn of(topic: &str) -> Self {
+        if is_events(topic) { Self::Events } else { Self::Detections }
+    }
 }
 
 /// Where a camera's records go, and its counters.
@@ -34,21 +56,31 @@ pub enum Why {
 pub struct Lane {
     /// The topic.
     pub topic: String,
+    /// Its class.
+    pub class: Class,
     /// Records acknowledged by the broker.
     pub published: Counter,
     /// Records given up, for whatever reason.
     pub dropped: Counter,
-    reasons: [Counter; 5],
+    reasons: [Counter; 6],
 }
 
 impl Lane {
     /// A camera's, to `topic`. Counts `mqtt_published`, `mqtt_dropped`, and the latter by reason as `mqtt_dropped_full`,
-    /// `_old`, `_large`, `_closed` and `_refused`.
+    /// `_old`, `_large`, `_closed`, `_refused` and `_damaged`.
     pub fn new(topic: String, camera: &str, metrics: &Metrics) -> Self {
         let counter = |name| metrics.counter(name, camera);
-        let reasons =
-            ["mqtt_dropped_full", "mqtt_dropped_old", "mqtt_dropped_large", "mqtt_dropped_closed", "mqtt_dropped_refused"].map(counter);
-        Self { topic, published: counter("mqtt_published"), dropped: counter("mqtt_dropped"), reasons }
+        let reasons = [
+            "mqtt_dropped_full",
+            "mqtt_dropped_old",
+            "mqtt_dropped_large",
+            "mqtt_dropped_closed",
+            "mqtt_dropped_refused",
+            "mqtt_dropped_damaged",
+        ]
+        .map(counter);
+        let class = Class::of(&topic);
+        Self { topic, class, published: counter("mqtt_published"), dropped: counter("mqtt_dropped"), reasons }
     }
 
     /// Counts a record that is given up.
@@ -73,7 +105,7 @@ const SLOW_STORE: usize = 4;
 /// A record in memory.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// Its number, growing with each record, also over restarts.
+    /// Its number, growing with each record; older ones that are found on disk have lower numbers.
     pub number: u64,
     /// When it was put here.
     pub at: Utc,
@@ -122,8 +154,9 @@ pub struct Outbox {
     bytes: usize,
     /// The newest number given out.
     newest: u64,
-    /// Whether a store takes records at present.
+    /// Whether a store takes records at present, and whether it gives them: one that is full still does.
     keeps: bool,
+    reads: bool,
     /// The newest number that the store was given, and that it has.
     taken: u64,
     saved: u64,
@@ -137,16 +170,17 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// An empty one, without a store.
-    pub fn new(limits: Limits) -> Self {
+    /// An empty one, without a store; its records are numbered from behind `base`.
+    pub fn new(limits: Limits, base: u64) -> Self {
         Self {
             limits,
             head: VecDeque::new(),
             spilled: None,
             tail: VecDeque::new(),
             bytes: 0,
-            newest: 0,
+            newest: base,
             keeps: false,
+            reads: false,
             taken: 0,
             saved: 0,
             given: 0,
@@ -201,22 +235,26 @@ impl Outbox {
         (spilled.last, spilled.records, spilled.bytes) = (record.number, spilled.records + 1, spilled.bytes + record.size());
     }
 
-    /// The oldest record not yet handed out; it counts as handed out from now on. `None` also while one is read back.
-    pub fn next(&mut self) -> Option<&Record> {
+    /// The oldest record not yet handed out, if it `may` go, by its number; it counts as handed out from now on. `None` also
+    /// while one is read back.
+    pub fn next(&mut self, may: impl FnOnce(u64) -> bool) -> Option<&Record> {
         let waits = |records: &VecDeque<Record>| records.iter().position(|record| !record.handed);
-        if let Some(index) = waits(&self.head) {
-            let record = self.head.get_mut(index)?;
-            record.handed = true;
-            return Some(record);
-        }
-        // Nothing newer goes out ahead of what is on disk, also while the disk does not give it.
-        if self.spilled.is_some() {
-            self.wants_load = self.keeps;
+        let record = if let Some(index) = waits(&self.head) {
+            self.head.get_mut(index)?
+        } else if self.spilled.is_some() {
+            // Nothing newer goes out ahead of what is on disk, also while the disk does not give it.
+            self.wants_load = self.reads;
             return None;
-        }
-        let record = waits(&self.tail).and_then(|index| self.tail.get_mut(index))?;
-        record.handed = true;
-        Some(record)
+        } else {
+            waits(&self.tail).and_then(|index| self.tail.get_mut(index))?
+        };
+        record.handed = may(record.number);
+        record.handed.then_some(record)
+    }
+
+    /// The newest number given out.
+    pub fn newest(&self) -> u64 {
+        self.newest
     }
 
     /// The broker has record `number`: it leaves and counts as published.
@@ -287,18 +325,31 @@ impl Outbox {
 
     // What follows is the store's side.
 
-    /// A store takes records from now on; what it holds already is older than anything here, for nothing is here yet.
-    pub fn attach(&mut self, found: Option<Spilled>) {
-        self.keeps = true;
-        self.spilled = found;
-        self.newest = self.newest.max(found.map_or(0, |found| found.last));
-        (self.taken, self.saved, self.given) = (self.newest, self.newest, self.newest);
+    /// The number below all that is here: what a store holds that was not here before is numbered up to it.
+    pub fn floor(&self) -> u64 {
+        let oldest = |records: &VecDeque<Record>| records.front().map(|record| record.number - 1);
+        oldest(&self.head).into_iter().chain(oldest(&self.tail)).min().unwrap_or(self.newest)
     }
 
-    /// The store failed: what it was given last is not saved, nor `deletes` deleted, and nothing is given to it until it is
-    /// `back`.
+    /// A store takes records from now on that was not here before. What it holds is older than anything here, and goes out
+    /// first. What was on disk alone in another one is lost; returns how many records that were.
+    pub fn attach(&mut self, found: Option<Spilled>) -> usize {
+        let lost = self.forsake();
+        let floor = self.floor();
+        // What is found comes ahead of what is under way, should that have to go out again.
+        self.head.append(&mut self.tail);
+        std::mem::swap(&mut self.head, &mut self.tail);
+        (self.spilled, self.wants_load, self.keeps, self.reads) = (found, false, true, true);
+        (self.taken, self.saved, self.given) = (floor, floor, floor);
+        self.deletes.clear();
+        self.fresh = self.unsaved().count();
+        lost
+    }
+
+    /// The store failed: what it was given last is not saved, nor `deletes` deleted. Until it is `back` nothing is read from
+    /// it, and until it `takes` records again the oldest are dropped for want of room.
     pub fn detach(&mut self, deletes: Vec<u64>) {
-        (self.keeps, self.wants_load) = (false, false);
+        (self.keeps, self.reads, self.wants_load) = (false, false, false);
         self.taken = self.saved;
         self.deletes.extend(deletes);
     }
@@ -309,27 +360,24 @@ impl Outbox {
         self.spilled.take().map_or(0, |spilled| spilled.records)
     }
 
-    /// A record that was read back cannot be sent: it is dropped and counted.
-    pub fn refuse(&mut self, record: &Record) {
-        record.lane.drop_one(Why::Large);
-        self.forget(record.number);
+    /// Record `number`, which the store has, is not worth its place there: it is deleted next.
+    pub fn discard(&mut self, number: u64) {
+        self.forget(number);
     }
 
-    /// The store takes records again. Where it had to begin anew (`whole` is false) what was on disk alone is lost; returns
-    /// how many records that were.
-    pub fn back(&mut self, whole: bool) -> usize {
+    /// The store is there again, with what it had; whether it takes more is to be seen.
+    pub fn back(&mut self) {
+        self.reads = true;
+    }
+
+    /// The store takes records again.
+    pub fn takes(&mut self) {
         self.keeps = true;
-        if whole {
-            return 0;
-        }
-        (self.taken, self.saved, self.given) = (0, 0, 0);
-        self.wants_load = false;
-        self.spilled.take().map_or(0, |spilled| spilled.records)
     }
 
     /// Whether the store is to be woken at once: a group is full, or records are to be read back.
     pub fn is_pressing(&self) -> bool {
-        self.keeps && (self.fresh >= GROUP_RECORDS || self.wants_load)
+        self.wants_load || self.keeps && self.fresh >= GROUP_RECORDS
     }
 
     /// Whether records are to be read back.
@@ -395,178 +443,4 @@ impl Outbox {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
-
-    use super::*;
-
-    fn lane() -> Arc<Lane> {
-        Arc::new(Lane::new("t".to_owned(), "a", &Metrics::new()))
-    }
-
-    fn push(outbox: &mut Outbox, lane: &Arc<Lane>, bytes: usize) -> usize {
-        outbox.push(lane, vec![0; bytes], Utc::from_millis(0), true)
-    }
-
-    fn numbers(outbox: &mut Outbox) -> Vec<u64> {
-        std::iter::from_fn(|| outbox.next().map(|record| record.number)).collect()
-    }
-
-    #[test]
-    fn without_a_store_the_oldest_are_dropped_first_and_counted() {
-        let (lane, mut outbox) = (lane(), Outbox::new(Limits { records: 3, bytes: 1000 }));
-        let dropped: Vec<usize> = (0..5).map(|_| push(&mut outbox, &lane, 9)).collect();
-        assert_eq!(dropped, [0, 0, 0, 1, 1]);
-        assert_eq!((numbers(&mut outbox), lane.dropped.get()), (vec![3, 4, 5], 2));
-        let mut outbox = Outbox::new(Limits { records: 100, bytes: 30 });
-        (0..3).for_each(|_| assert_eq!(push(&mut outbox, &lane, 9), 0));
-        assert_eq!(push(&mut outbox, &lane, 19), 2, "bytes bound it too");
-        assert_eq!(numbers(&mut outbox), [3, 4]);
-    }
-
-    #[test]
-    fn what_is_under_way_stays_until_acked_and_comes_again_after_a_loss() {
-        let (lane, mut outbox) = (lane(), Outbox::new(Limits { records: 4, bytes: 1000 }));
-        (0..4).for_each(|_| assert_eq!(push(&mut outbox, &lane, 1), 0));
-        assert_eq!((outbox.next().unwrap().number, outbox.next().unwrap().number), (1, 2));
-        push(&mut outbox, &lane, 1); // full: number 3 goes, not 1 and 2
-        outbox.acked(2);
-        outbox.rewind();
-        assert_eq!(numbers(&mut outbox), [1, 4, 5]);
-        assert_eq!((lane.published.get(), lane.dropped.get()), (1, 1));
-        outbox.acked(2); // a second acknowledgement changes nothing
-        outbox.given_up(2, Why::Refused);
-        [1, 4, 5].into_iter().for_each(|number| outbox.acked(number));
-        assert!(outbox.is_empty() && outbox.bytes == 0 && lane.published.get() == 4);
-    }
-
-    /// Saves all, and returns the numbers that the store then has.
-    fn save(outbox: &mut Outbox, disk: &mut Vec<u64>) {
-        let (records, deletes) = outbox.take(1000);
-        disk.extend(records.iter().map(|record| record.number));
-        disk.retain(|number| !deletes.contains(number));
-        outbox.saved(None);
-    }
-
-    #[test]
-    fn with_a_store_nothing_is_dropped_and_all_comes_in_order() {
-        let (lane, mut outbox, mut disk) = (lane(), Outbox::new(Limits { records: 4, bytes: 1000 }), Vec::new());
-        outbox.attach(None);
-        for _ in 0..20 {
-            assert_eq!(push(&mut outbox, &lane, 1), 0);
-            save(&mut outbox, &mut disk);
-        }
-        assert_eq!((outbox.waiting(), outbox.tail.len(), disk.len()), ((20, 40), 4, 20));
-        let mut seen = Vec::new();
-        while !outbox.is_empty() {
-            match outbox.next().map(|record| record.number) {
-                Some(number) => {
-                    seen.push(number);
-                    outbox.acked(number);
-                    save(&mut outbox, &mut disk);
-                }
-                None => {
-                    let wanted = outbox.spilled().unwrap();
-                    let Spilled { first, last, records, bytes } = wanted;
-                    assert!(outbox.wants_load());
-                    let some: Vec<u64> = disk.iter().copied().filter(|number| (first..=last).contains(number)).take(3).collect();
-                    let left = (some.len() < records).then(|| Spilled {
-                        first: some.last().unwrap() + 1,
-                        last,
-                        records: records - some.len(),
-                        bytes: bytes - 2 * some.len(),
-                    });
-                    let read = some.into_iter().map(|number| Record::kept(number, Utc::from_millis(0), lane.clone(), [0].into()));
-                    outbox.loaded(read.collect(), wanted, left);
-                }
-            }
-        }
-        assert_eq!((seen, disk, outbox.bytes), ((1..=20).collect(), vec![], 0));
-    }
-
-    #[test]
-    fn what_is_acknowledged_before_it_was_saved_never_touches_the_disk() {
-        let (lane, mut outbox) = (lane(), Outbox::new(Limits { records: 4, bytes: 1000 }));
-        outbox.attach(None);
-        push(&mut outbox, &lane, 1);
-        assert_eq!(numbers(&mut outbox), [1]);
-        outbox.acked(1);
-        assert_eq!(outbox.take(9).1, Vec::<u64>::new());
-        // Acknowledged while it was being saved, it is deleted afterwards.
-        push(&mut outbox, &lane, 1);
-        assert_eq!((numbers(&mut outbox), outbox.take(9).0.len()), (vec![2], 1));
-        outbox.acked(2);
-        outbox.saved(None);
-        assert_eq!(outbox.take(9).1, [2]);
-    }
-
-    #[test]
-    fn a_new_start_goes_on_behind_what_is_on_disk() {
-        let (lane, mut outbox) = (lane(), Outbox::new(Limits { records: 4, bytes: 1000 }));
-        let found = Spilled { first: 5, last: 9, records: 3, bytes: 30 };
-        outbox.attach(Some(found));
-        push(&mut outbox, &lane, 1);
-        assert_eq!(outbox.next().map(|record| record.number), None, "the oldest are read back first");
-        push(&mut outbox, &lane, 1);
-        assert_eq!(outbox.take(9).0.iter().map(|record| record.number).collect::<Vec<_>>(), [10, 11]);
-        outbox.loaded(vec![], found, None);
-        assert_eq!(numbers(&mut outbox), [10, 11]);
-    }
-
-    #[test]
-    fn without_its_store_it_drops_the_oldest_and_goes_on_when_it_is_back() {
-        let (lane, mut outbox, mut disk) = (lane(), Outbox::new(Limits { records: 2, bytes: 1000 }), Vec::new());
-        outbox.attach(None);
-        (0..2).for_each(|_| assert_eq!(push(&mut outbox, &lane, 1), 0));
-        outbox.take(9);
-        outbox.detach(Vec::new());
-        assert_eq!(push(&mut outbox, &lane, 1), 1);
-        assert_eq!(outbox.back(true), 0);
-        push(&mut outbox, &lane, 1);
-        save(&mut outbox, &mut disk);
-        assert_eq!((disk, lane.dropped.get()), (vec![2, 3, 4], 1));
-    }
-
-    #[test]
-    fn what_is_spilled_while_others_are_read_back_is_not_forgotten() {
-        let (lane, mut outbox, mut disk) = (lane(), Outbox::new(Limits { records: 4, bytes: 1000 }), Vec::new());
-        outbox.attach(None);
-        (0..4).for_each(|_| assert_eq!(push(&mut outbox, &lane, 1), 0));
-        save(&mut outbox, &mut disk);
-        push(&mut outbox, &lane, 1);
-        assert!(outbox.next().is_none(), "the first is on disk alone");
-        let wanted = outbox.spilled().unwrap();
-        push(&mut outbox, &lane, 1);
-        outbox.loaded(vec![Record::kept(1, Utc::from_millis(0), lane.clone(), [0].into())], wanted, None);
-        assert_eq!(numbers(&mut outbox), [1]);
-        assert_eq!(outbox.spilled().map(|spilled| (spilled.first, spilled.last, spilled.records)), Some((2, 2, 1)));
-        assert!(outbox.is_pressing());
-    }
-
-    #[test]
-    fn a_disk_that_fails_for_a_while_loses_nothing_that_it_had() {
-        let (lane, mut outbox, mut disk) = (lane(), Outbox::new(Limits { records: 4, bytes: 1000 }), Vec::new());
-        outbox.attach(None);
-        (0..4).for_each(|_| assert_eq!(push(&mut outbox, &lane, 1), 0));
-        save(&mut outbox, &mut disk);
-        outbox.detach(Vec::new());
-        (0..2).for_each(|_| assert_eq!(push(&mut outbox, &lane, 1), 0, "the oldest are on disk"));
-        assert!(outbox.next().is_none() && !outbox.is_pressing(), "in order, and without spinning");
-        assert_eq!((outbox.back(true), outbox.take(9).1), (0, vec![]));
-        assert_eq!(outbox.spilled().map(|spilled| (spilled.first, spilled.last)), Some((1, 2)));
-        outbox.detach(Vec::new());
-        assert_eq!((outbox.forsake(), numbers(&mut outbox)), (2, vec![3, 4, 5, 6]));
-    }
-
-    #[test]
-    fn at_the_end_what_nobody_keeps_counts_as_dropped() {
-        let (lane, mut outbox) = (lane(), Outbox::new(Limits { records: 9, bytes: 1000 }));
-        (0..3).for_each(|_| assert_eq!(push(&mut outbox, &lane, 1), 0));
-        outbox.acked(1);
-        assert_eq!((outbox.abandon(), lane.dropped.get(), lane.published.get()), (2, 2, 1));
-        outbox.attach(None);
-        push(&mut outbox, &lane, 1);
-        outbox.push(&lane, vec![1], Utc::from_millis(0), false);
-        assert_eq!((outbox.abandon(), outbox.waiting().0), (1, 1), "what a store keeps is not lost");
-    }
-}
+mod tests;

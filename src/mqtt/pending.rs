@@ -2,13 +2,15 @@
 //! then changed state, records and the statistics, last `offline`. Pure; `Desk` puts a lock and a bell on it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use crate::base::clock::Utc;
-use crate::mqtt::outbox::{Lane, Limits, Outbox, Why};
+use crate::base::sync;
+use crate::mqtt::outbox::{Lane, Limits, Why};
+use crate::mqtt::outboxes::Outboxes;
 use crate::mqtt::payload::{OFFLINE, ONLINE};
 use crate::mqtt::retained::{Retained, Stage};
 
@@ -48,11 +50,13 @@ pub struct Message {
 pub struct Pending {
     status_topic: String,
     retained: Retained,
-    outbox: Outbox,
+    outbox: Outboxes,
     /// Topic and payload; only the newest are worth anything, and only now.
     stats: Option<(String, Vec<u8>)>,
     /// Whether it is the records' turn: neither they nor state that changes all the time may hold up the other.
     records_turn: bool,
+    /// Whether this connection was asked for anything yet.
+    begun: bool,
     online: bool,
     offline: bool,
     /// Set once: when the link must be gone.
@@ -60,14 +64,16 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Nothing waits yet; `status_topic` is `P/status`.
-    pub fn new(status_topic: String, limits: Limits) -> Self {
+    /// Nothing waits yet; `status_topic` is `P/status`. `limits` are those of events and of detections; of what waits when a
+    /// connection begins, `backlog_rate` records a second go out.
+    pub fn new(status_topic: String, limits: [Limits; 2], backlog_rate: u32) -> Self {
         Self {
             status_topic,
             retained: Retained::default(),
-            outbox: Outbox::new(limits),
+            outbox: Outboxes::new(limits, backlog_rate),
             stats: None,
             records_turn: false,
+            begun: false,
             online: false,
             offline: false,
             closing: None,
@@ -111,12 +117,15 @@ impl Pending {
     }
 
     /// The records.
-    pub fn outbox(&mut self) -> &mut Outbox {
+    pub fn outbox(&mut self) -> &mut Outboxes {
         &mut self.outbox
     }
 
     /// The next message on this connection, if any; `idle` says that all handed out before are acknowledged.
     pub fn next(&mut self, idle: bool) -> Option<Message> {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.outbox.begin();
+        }
         if !std::mem::take(&mut self.records_turn)
             && let Some(message) = self.changed()
         {
@@ -131,7 +140,7 @@ impl Pending {
             return Some(Message { item: Item::Stats, topic, payload, retain: false });
         }
         if self.may_hand_out()
-            && let Some(record) = self.outbox.next()
+            && let Some(record) = self.outbox.next(Instant::now(), self.closing.is_some())
         {
             let (topic, payload) = (record.lane.topic.clone(), record.payload.to_vec());
             return Some(Message { item: Item::Record(record.number), topic, payload, retain: false });
@@ -143,6 +152,12 @@ impl Pending {
         let last = idle && self.closing.is_some_and(|deadline| Instant::now() < deadline) && !self.offline;
         self.offline |= last;
         last.then(|| self.presence(Item::Offline, OFFLINE))
+    }
+
+    /// When `next` may have more, where all that is held back is the backlog.
+    pub fn ready(&self) -> Option<Instant> {
+        // Once closing nothing is.
+        self.outbox.ready().filter(|_| self.closing.is_none())
     }
 
     fn changed(&mut self) -> Option<Message> {
@@ -180,7 +195,7 @@ impl Pending {
     pub fn rewind(&mut self) {
         self.retained.rewind();
         self.stats = None;
-        (self.online, self.offline, self.records_turn) = (false, false, false);
+        (self.begun, self.online, self.offline, self.records_turn) = (false, false, false, false);
         self.outbox.rewind();
     }
 
@@ -225,7 +240,7 @@ impl Desk {
 
     /// What waits. Held for a few moves of memory only, so nobody waits for the network here.
     pub fn lock(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.pending)
     }
 
     /// Wakes whoever keeps records on disk where there is enough to do; otherwise they look by themselves in a moment.
@@ -271,13 +286,18 @@ mod tests {
 
     fn pending() -> (Pending, Arc<Lane>) {
         let lane = Arc::new(Lane::new("P/a/detections".to_owned(), "a", &Metrics::new()));
-        let mut pending = Pending::new("P/status".to_owned(), Limits { records: 10, bytes: 1000 });
+        let mut pending = Pending::new("P/status".to_owned(), [Limits { records: 10, bytes: 1000 }; 2], 1000);
         ["a", "b"].iter().for_each(|camera| status(&mut pending, camera, "connecting"));
         (pending, lane)
     }
 
     fn status(pending: &mut Pending, camera: &str, state: &str) {
         pending.retain(Stage::State, format!("P/{camera}/status"), state.into());
+    }
+
+    /// The detections record that was put there as the nth.
+    fn record(nth: u64) -> Item {
+        Item::Record((1 << 61) + nth)
     }
 
     fn items(pending: &mut Pending) -> Vec<Item> {
@@ -293,10 +313,10 @@ mod tests {
         assert_eq!(pending.next(true).unwrap().topic, "P/a/status");
         assert_eq!(pending.next(false).unwrap().topic, "P/b/status");
         assert_eq!(pending.next(false), None, "online waits for the acknowledgement of the state");
-        assert_eq!(items(&mut pending), [Item::Online, Item::Record(1)]);
+        assert_eq!(items(&mut pending), [Item::Online, record(1)]);
         status(&mut pending, "b", "running");
         pending.record(&lane, vec![1], true);
-        assert_eq!(items(&mut pending), [Item::Retained(4), Item::Record(2)]);
+        assert_eq!(items(&mut pending), [Item::Retained(4), record(2)]);
     }
 
     #[test]
@@ -307,7 +327,7 @@ mod tests {
             status(&mut pending, camera, "running");
             pending.record(&lane, vec![1], true);
         }
-        assert_eq!(items(&mut pending), [Item::Retained(3), Item::Record(1), Item::Retained(4), Item::Record(2)]);
+        assert_eq!(items(&mut pending), [Item::Retained(3), record(1), Item::Retained(4), record(2)]);
     }
 
     #[test]
@@ -317,11 +337,11 @@ mod tests {
         pending.record(&lane, vec![2], true);
         items(&mut pending);
         status(&mut pending, "a", "running");
-        pending.acked(Item::Record(1));
+        pending.acked(record(1));
         pending.rewind();
         assert_eq!(pending.next(true).unwrap().payload, b"connecting");
         assert_eq!(pending.next(true).unwrap().payload, b"running");
-        assert_eq!(items(&mut pending), [Item::Online, Item::Record(2)]);
+        assert_eq!(items(&mut pending), [Item::Online, record(2)]);
         pending.again();
         assert_eq!(items(&mut pending), [Item::Retained(2), Item::Retained(3)], "the state alone, once more");
     }
@@ -352,9 +372,9 @@ mod tests {
         while let Some(message) = pending.next(sent.len() < 4) {
             sent.push(message.item);
         }
-        let expected = [Item::Retained(1), Item::Retained(2), Item::Online, Item::Record(1)];
+        let expected = [Item::Retained(1), Item::Retained(2), Item::Online, record(1)];
         assert_eq!(sent, expected, "no offline while something is under way");
-        pending.acked(Item::Record(1));
+        pending.acked(record(1));
         assert!(pending.may_leave());
         let last = pending.next(true).unwrap();
         assert_eq!((last.item, last.payload.as_slice(), last.retain), (Item::Offline, OFFLINE.as_bytes(), true));

@@ -39,7 +39,7 @@ pub fn start(config: &MqttConfig, name: &str, topic: String, patience: Patience,
     let config = MqttConfig { client_id: format!("{}-{name}", config.client_id), ..config.clone() };
     let mut options = Options::new(&config, patience, OWN_PACKET)?;
     options.set_last_will(&topic, payload::OFFLINE);
-    let desk = Arc::new(Desk::new(Pending::new(topic.clone(), LIMITS)));
+    let desk = Arc::new(Desk::new(Pending::new(topic.clone(), LIMITS, config.backlog_rate)));
     let parts = Parts {
         options,
         qos: QoS::AtLeastOnce,

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::base::clock::Utc;
 use crate::base::metrics::Metrics;
+use crate::base::sync;
 use crate::config::Durable;
 use crate::mqtt::cameras::{Cameras, Payloads, Watched};
 use crate::mqtt::control::{Command, Control, Heard, Steering};
@@ -176,12 +177,7 @@ impl Publisher {
             return;
         }
         let Some(control) = &self.0.control else { return };
-        let heard = control.lock().unwrap_or_else(PoisonError::into_inner).hear(
-            &self.0.topics,
-            &message,
-            |camera| self.cameras().knows(camera),
-            Instant::now(),
-        );
+        let heard = sync::lock(control).hear(&self.0.topics, &message, |camera| self.cameras().knows(camera), Instant::now());
         match heard {
             Heard::Other => {}
             Heard::Refused(why) => self.warn("a command over MQTT is refused", &why),
@@ -212,7 +208,7 @@ impl Publisher {
     }
 
     fn cameras(&self) -> MutexGuard<'_, Cameras> {
-        self.0.cameras.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0.cameras)
     }
 
     pub(super) fn lane(&self, camera: &CameraId) -> Arc<Lane> {
@@ -220,7 +216,7 @@ impl Publisher {
     }
 
     fn warn(&self, line: &str, detail: &str) {
-        if self.0.quiet.lock().unwrap_or_else(PoisonError::into_inner).lets(line, Instant::now()) {
+        if sync::lock(&self.0.quiet).lets(line, Instant::now()) {
             tracing::warn!("{line} ({detail})");
         }
     }
@@ -242,6 +238,6 @@ impl Lanes {
     pub(super) fn of(&self, topic: &str) -> Arc<Lane> {
         let camera = topic.rsplit('/').nth(1).unwrap_or_default();
         let new = || Arc::new(Lane::new(topic.to_owned(), camera, &self.metrics));
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).entry(topic.to_owned()).or_insert_with(new).clone()
+        sync::lock(&self.known).entry(topic.to_owned()).or_insert_with(new).clone()
     }
 }

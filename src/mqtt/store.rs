@@ -1,4 +1,8 @@
-//! Records on disk: one redb file in the state folder. Damaged, it is moved aside and a new one begun.
+//! Records on disk: one redb file in the state folder, with a table for each class. Damaged, it is moved aside and a new one
+//! begun.
+//!
+//! redb has checksums on its pages and looks at them when it opens a file, if asked to; not when it reads one later. So each
+//! record has a checksum of its own.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -7,14 +11,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, Table, TableDefinition, TableHandle};
 
 use crate::base::clock::Utc;
 use crate::base::error::{Context, Error, Kind, Result};
-use crate::mqtt::outbox::{Lane, Record, Spilled, Why};
+use crate::mqtt::outbox::{Class, Lane, Record, Spilled, Why};
 
-/// Number → when it was put there (milliseconds since 1970), topic, payload.
-const RECORDS: TableDefinition<u64, (i64, &str, &[u8])> = TableDefinition::new("records");
+/// Number → a packed record; a table for each class.
+const TABLES: [TableDefinition<u64, &[u8]>; 2] = [TableDefinition::new("events"), TableDefinition::new("detections")];
+
+/// As it was at first: number → when it was put there (milliseconds since 1970), topic, payload.
+const OLD: TableDefinition<u64, (i64, &str, &[u8])> = TableDefinition::new("records");
+
+/// What is known of the file itself.
+const ABOUT: TableDefinition<&str, u128> = TableDefinition::new("about");
+
+/// In `ABOUT`: what tells this file from any other.
+const ID: &str = "id";
+
+/// Of a packed record: checksum (4), when it was put there (8), length of the topic (2); topic and payload follow.
+const PREFIX: usize = 14;
+
+/// What is counted where nobody can tell whose it was.
+const NOBODY: &str = "-/unknown/-";
 
 /// The file's name in the state folder.
 pub const FILE: &str = "outbox.redb";
@@ -25,6 +44,9 @@ const CACHE: usize = 4 << 20;
 /// Records that are read back at once.
 const LOAD_RECORDS: usize = 256;
 const LOAD_BYTES: usize = 1 << 20;
+
+/// Records of the old kind that are rewritten at once.
+const REWRITE: usize = 4096;
 
 /// How much may wait on disk.
 #[derive(Clone, Copy, Debug)]
@@ -40,26 +62,64 @@ pub struct Bounds {
 /// Finds the lane of a topic.
 pub type Lanes<'l> = &'l dyn Fn(&str) -> Arc<Lane>;
 
+/// What one transaction saves and deletes of a class.
+#[derive(Default)]
+pub struct Batch {
+    /// To save.
+    pub records: Vec<Record>,
+    /// To delete, by number.
+    pub deletes: Vec<u64>,
+}
+
+/// What was read back.
+pub struct Loaded {
+    /// The oldest first.
+    pub records: Vec<Record>,
+    /// Numbers of records that did not come back as they were put there.
+    pub damaged: Vec<u64>,
+    /// What is left to read.
+    pub left: Option<Spilled>,
+}
+
 /// The open file.
 pub struct Store {
     path: PathBuf,
     database: Database,
-    /// What it holds.
+    id: u128,
+    tables: [Held; 2],
+}
+
+/// What a table holds, and how it is numbered: a record's number on disk and this make its number in memory, so that what a
+/// start finds is older than whatever it has in memory by then.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    found: Option<Spilled>,
     records: usize,
     bytes: usize,
+    shift: u64,
+}
+
+impl Held {
+    fn on_disk(&self, number: u64) -> u64 {
+        number.wrapping_sub(self.shift)
+    }
+
+    fn in_memory(&self, number: u64) -> u64 {
+        number.wrapping_add(self.shift)
+    }
 }
 
 impl Store {
-    /// Opens or makes the file in `folder`, and says what it holds.
+    /// Opens or makes the file in `folder`.
     ///
     /// # Errors
     /// When the folder or the file cannot be used: no right to, no room, or another process has it. One that is damaged is
     /// no error: it is moved aside, with a line in the log.
-    pub fn open(folder: &Path) -> Result<(Self, Option<Spilled>)> {
+    pub fn open(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).context(Kind::Io, || format!("{} cannot be made", folder.display()))?;
         let path = folder.join(FILE);
         let damage = match attempt(&path) {
-            Ok(opened) => return Ok(opened),
+            Ok(store) => return Ok(store),
             Err(Failure::Unusable(error)) => return Err(error),
             Err(Failure::Damaged(damage)) => damage,
         };
@@ -72,88 +132,176 @@ impl Store {
         })
     }
 
-    /// Saves and deletes in one transaction that is on disk when this returns, and keeps within `bounds`: the oldest go
-    /// first, and are counted. Returns the newest number that went so.
+    /// What tells this file from any other, also after a new start.
+    pub fn id(&self) -> u128 {
+        self.id
+    }
+
+    /// Numbers what was found of a class up to `floor`, and says what it is; later records are numbered from behind it.
+    pub fn place(&mut self, class: Class, floor: u64) -> Option<Spilled> {
+        let held = &mut self.tables[class as usize];
+        held.shift = floor.wrapping_sub(held.found.map_or(0, |found| found.last));
+        let found = held.found?;
+        Some(Spilled { first: held.in_memory(found.first), last: floor, ..found })
+    }
+
+    /// How each class is numbered.
+    pub fn shifts(&self) -> [u64; 2] {
+        self.tables.map(|held| held.shift)
+    }
+
+    /// Numbers each class as it was before, while the same file was open.
+    pub fn replace(&mut self, shifts: [u64; 2]) {
+        self.tables.iter_mut().zip(shifts).for_each(|(held, shift)| held.shift = shift);
+    }
+
+    /// Saves and deletes in one transaction that is on disk when this returns, and keeps within `bounds`: of each class the
+    /// oldest go first, and are counted. Returns the newest number of each that went so.
     ///
     /// # Errors
     /// When the disk does not take it; nothing of it is then saved.
-    pub fn commit(&mut self, records: &[Record], deletes: &[u64], bounds: Bounds, now: Utc, lanes: Lanes<'_>) -> Result<Option<u64>> {
+    pub fn commit(&mut self, batches: [&Batch; 2], bounds: [Bounds; 2], now: Utc, lanes: Lanes<'_>) -> Result<[Option<u64>; 2]> {
         let name = self.path.display().to_string();
         guarded(&name, || {
             let write = self.database.begin_write()?;
-            let (mut count, mut bytes) = (self.records, self.bytes);
-            let mut pruned: HashMap<Arc<str>, [usize; 2]> = HashMap::new();
-            let mut newest = None;
-            {
-                let mut table = write.open_table(RECORDS)?;
-                for record in records {
-                    // It may be there already, where an earlier transaction seemed to fail.
-                    let before = table.insert(record.number, (record.at.millis(), record.lane.topic.as_str(), &*record.payload))?;
-                    (count, bytes) = (count + usize::from(before.is_none()), bytes + record.lane.topic.len() + record.payload.len());
-                    bytes -= before.map_or(0, |before| size(before.value()));
-                }
-                for number in deletes {
-                    if let Some(value) = table.remove(number)? {
-                        (count, bytes) = (count - 1, bytes.saturating_sub(size(value.value())));
-                    }
-                }
-                let oldest = now.millis() - i64::try_from(bounds.age.as_millis()).unwrap_or(i64::MAX);
-                loop {
-                    let Some((number, at, topic, size)) = table.first()?.map(|(key, value)| {
-                        let (at, topic, _) = value.value();
-                        (key.value(), at, Arc::<str>::from(topic), size(value.value()))
-                    }) else {
-                        break;
-                    };
-                    let full = count > bounds.records || bytes > bounds.bytes;
-                    if !full && at >= oldest {
-                        break;
-                    }
-                    table.remove(number)?;
-                    (count, bytes) = (count - 1, bytes.saturating_sub(size));
-                    pruned.entry(topic).or_default()[usize::from(!full)] += 1;
-                    newest = Some(number);
-                }
+            let mut tables = self.tables;
+            let mut pruned = HashMap::new();
+            let mut newest = [None; 2];
+            for (class, held) in tables.iter_mut().enumerate() {
+                let mut table = write.open_table(TABLES[class])?;
+                save(&mut table, held, batches[class])?;
+                newest[class] = prune(&mut table, held, bounds[class], now, &mut pruned)?;
             }
             write.commit()?;
-            (self.records, self.bytes) = (count, bytes);
-            for (topic, [full, old]) in pruned {
+            self.tables = tables;
+            for ((topic, why), count) in pruned {
                 let lane = lanes(&topic);
-                (0..full).for_each(|_| lane.drop_one(Why::Full));
-                (0..old).for_each(|_| lane.drop_one(Why::Old));
+                (0..count).for_each(|_| lane.drop_one(why));
             }
             Ok(newest)
         })
     }
 
-    /// Reads the oldest of `wanted` back, some at a time; with them comes what is left.
+    /// Reads the oldest of `wanted` back, some at a time.
     ///
     /// # Errors
     /// When the disk does not give them.
-    pub fn load(&self, wanted: Spilled, lanes: Lanes<'_>) -> Result<(Vec<Record>, Option<Spilled>)> {
+    pub fn load(&self, class: Class, wanted: Spilled, lanes: Lanes<'_>) -> Result<Loaded> {
+        let held = &self.tables[class as usize];
         guarded(&self.path.display().to_string(), || {
             let read = self.database.begin_read()?;
-            let table = read.open_table(RECORDS)?;
-            let (mut records, mut bytes) = (Vec::new(), 0);
-            let mut left = None;
-            for entry in table.range(wanted.first..=wanted.last)? {
+            let table = read.open_table(TABLES[class as usize])?;
+            let mut loaded = Loaded { records: Vec::new(), damaged: Vec::new(), left: None };
+            let (mut count, mut bytes) = (0, 0);
+            for entry in table.range(held.on_disk(wanted.first)..=held.on_disk(wanted.last))? {
                 let (key, value) = entry?;
-                if records.len() == LOAD_RECORDS || bytes >= LOAD_BYTES {
-                    let (records, bytes) = (wanted.records.saturating_sub(records.len()), wanted.bytes.saturating_sub(bytes));
-                    left = Some(Spilled { first: key.value(), last: wanted.last, records, bytes });
+                let number = held.in_memory(key.value());
+                if count == LOAD_RECORDS || bytes >= LOAD_BYTES {
+                    let (records, bytes) = (wanted.records.saturating_sub(count), wanted.bytes.saturating_sub(bytes));
+                    loaded.left = Some(Spilled { first: number, last: wanted.last, records, bytes });
                     break;
                 }
-                let (at, topic, payload) = value.value();
+                count += 1;
                 bytes += size(value.value());
-                records.push(Record::kept(key.value(), Utc::from_millis(at), lanes(topic), payload.into()));
+                match unpack(key.value(), value.value()) {
+                    Some((at, topic, payload)) => loaded.records.push(Record::kept(number, at, lanes(topic), payload.into())),
+                    None => {
+                        lanes(NOBODY).drop_one(Why::Damaged);
+                        loaded.damaged.push(number);
+                    }
+                }
             }
-            Ok((records, left))
+            Ok(loaded)
         })
+    }
+
+    /// Lets go of a file that failed, whatever the library thinks of it.
+    pub fn abandon(self) {
+        catch_unwind(AssertUnwindSafe(|| drop(self))).ok();
     }
 }
 
-fn size((_, topic, payload): (i64, &str, &[u8])) -> usize {
-    topic.len() + payload.len()
+fn save(table: &mut Table<'_, u64, &'static [u8]>, held: &mut Held, batch: &Batch) -> Result<(), redb::Error> {
+    for record in &batch.records {
+        let number = held.on_disk(record.number);
+        let packed = pack(number, record.at, &record.lane.topic, &record.payload);
+        // It may be there already, where an earlier transaction seemed to fail.
+        let before = table.insert(number, packed.as_slice())?.map(|before| size(before.value()));
+        held.records += usize::from(before.is_none());
+        held.bytes = (held.bytes + size(&packed)).saturating_sub(before.unwrap_or(0));
+    }
+    for number in &batch.deletes {
+        if let Some(value) = table.remove(held.on_disk(*number))? {
+            held.records = held.records.saturating_sub(1);
+            held.bytes = held.bytes.saturating_sub(size(value.value()));
+        }
+    }
+    Ok(())
+}
+
+/// Deletes the oldest until the table is within its bounds; counts them by topic. Returns the newest number that went.
+fn prune(
+    table: &mut Table<'_, u64, &'static [u8]>,
+    held: &mut Held,
+    bounds: Bounds,
+    now: Utc,
+    pruned: &mut HashMap<(Arc<str>, Why), usize>,
+) -> Result<Option<u64>, redb::Error> {
+    let oldest = now.millis() - i64::try_from(bounds.age.as_millis()).unwrap_or(i64::MAX);
+    let mut newest = None;
+    loop {
+        let full = held.records > bounds.records || held.bytes > bounds.bytes;
+        let Some((number, size, topic, why)) = table.first()?.and_then(|(key, value)| {
+            let (topic, why) = match unpack(key.value(), value.value()) {
+                None => (NOBODY, Why::Damaged),
+                Some((_, topic, _)) if full => (topic, Why::Full),
+                Some((at, topic, _)) if at.millis() < oldest => (topic, Why::Old),
+                Some(_) => return None,
+            };
+            Some((key.value(), size(value.value()), Arc::from(topic), why))
+        }) else {
+            return Ok(newest);
+        };
+        table.remove(number)?;
+        held.records = held.records.saturating_sub(1);
+        held.bytes = held.bytes.saturating_sub(size);
+        *pruned.entry((topic, why)).or_default() += 1;
+        newest = Some(held.in_memory(number));
+    }
+}
+
+fn pack(number: u64, at: Utc, topic: &str, payload: &[u8]) -> Vec<u8> {
+    // A topic is no longer than the protocol allows, which is what two bytes hold.
+    let length = u16::try_from(topic.len()).unwrap_or(u16::MAX);
+    let topic = &topic.as_bytes()[..usize::from(length)];
+    let mut packed = [&[0; 4][..], &at.millis().to_le_bytes(), &length.to_le_bytes(), topic, payload].concat();
+    let sum = checksum(number, &packed);
+    packed[..4].copy_from_slice(&sum.to_le_bytes());
+    packed
+}
+
+/// When it was put there, topic and payload; `None`: it is not as it was put there.
+fn unpack(number: u64, packed: &[u8]) -> Option<(Utc, &str, &[u8])> {
+    let (sum, rest) = packed.split_first_chunk::<4>()?;
+    if checksum(number, packed) != u32::from_le_bytes(*sum) {
+        return None;
+    }
+    let (at, rest) = rest.split_first_chunk::<8>()?;
+    let (length, rest) = rest.split_first_chunk::<2>()?;
+    let (topic, payload) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+    Some((Utc::from_millis(i64::from_le_bytes(*at)), std::str::from_utf8(topic).ok()?, payload))
+}
+
+fn checksum(number: u64, packed: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&number.to_le_bytes());
+    hasher.update(packed.get(4..).unwrap_or_default());
+    hasher.finalize()
+}
+
+/// Bytes of topic and payload.
+fn size(packed: &[u8]) -> usize {
+    packed.len().saturating_sub(PREFIX)
 }
 
 enum Failure {
@@ -161,35 +309,70 @@ enum Failure {
     Damaged(String),
 }
 
-fn attempt(path: &Path) -> Result<(Store, Option<Spilled>), Failure> {
-    let name = path.display();
+fn attempt(path: &Path) -> Result<Store, Failure> {
     // A file cut short in the middle of a page may make the library panic.
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        let database = Builder::new().set_cache_size(CACHE).create(path).map_err(|error| sort(path, error.into()))?;
-        let found = survey(&database).map_err(|error| sort(path, error))?;
-        Ok((database, found))
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
+        let database = builder.create(path).map_err(|error| sort(path, error.into()))?;
+        let (id, tables) = survey(&database).map_err(|error| sort(path, error))?;
+        Ok(Store { path: path.to_owned(), database, id, tables })
     }));
-    let (database, found) = opened.unwrap_or_else(|_| Err(Failure::Damaged("the library gave it up".to_owned())))?;
-    let (records, bytes) = found.map_or((0, 0), |found| (found.records, found.bytes));
-    tracing::debug!("{name} holds {records} records");
-    Ok((Store { path: path.to_owned(), database, records, bytes }, found))
+    let store = opened.unwrap_or_else(|_| Err(Failure::Damaged("the library gave it up".to_owned())))?;
+    tracing::debug!("{} holds {} events and {} detections", path.display(), store.tables[0].records, store.tables[1].records);
+    Ok(store)
 }
 
-/// What a file holds; makes the table.
-fn survey(database: &Database) -> Result<Option<Spilled>, redb::Error> {
-    let write = database.begin_write()?;
-    let mut found: Option<Spilled> = None;
-    {
-        let table = write.open_table(RECORDS)?;
+/// What a file is and holds; makes what it lacks.
+fn survey(database: &Database) -> Result<(u128, [Held; 2]), redb::Error> {
+    let names: Vec<String> = database.begin_read()?.list_tables()?.map(|table| table.name().to_owned()).collect();
+    if names.iter().any(|name| name == OLD.name()) {
+        while rewrite(database)? {}
+    }
+    if !names.iter().any(|name| name == ABOUT.name()) {
+        let write = database.begin_write()?;
+        write.open_table(ABOUT)?.insert(ID, uuid::Uuid::new_v4().as_u128())?;
+        for table in TABLES {
+            write.open_table(table)?;
+        }
+        write.commit()?;
+    }
+    let read = database.begin_read()?;
+    let id = read.open_table(ABOUT)?.get(ID)?.map_or(0, |id| id.value());
+    let mut tables = [Held::default(); 2];
+    for (held, table) in tables.iter_mut().zip(TABLES) {
+        let table = read.open_table(table)?;
         for entry in table.iter()? {
             let (key, value) = entry?;
-            let spilled = found.get_or_insert(Spilled { first: key.value(), last: 0, records: 0, bytes: 0 });
+            let spilled = held.found.get_or_insert(Spilled { first: key.value(), last: 0, records: 0, bytes: 0 });
             (spilled.last, spilled.records) = (key.value(), spilled.records + 1);
             spilled.bytes += size(value.value());
         }
+        (held.records, held.bytes) = held.found.map_or((0, 0), |found| (found.records, found.bytes));
+    }
+    Ok((id, tables))
+}
+
+/// Rewrites some of the records of the old kind, the oldest first; `false`: that was the last of them.
+fn rewrite(database: &Database) -> Result<bool, redb::Error> {
+    let write = database.begin_write()?;
+    let mut rewritten = 0;
+    {
+        let mut old = write.open_table(OLD)?;
+        let mut new = [write.open_table(TABLES[0])?, write.open_table(TABLES[1])?];
+        while rewritten < REWRITE {
+            let Some((number, value)) = old.pop_first()? else { break };
+            let ((at, topic, payload), number) = (value.value(), number.value());
+            let packed = pack(number, Utc::from_millis(at), topic, payload);
+            new[Class::of(topic) as usize].insert(number, packed.as_slice())?;
+            rewritten += 1;
+        }
+    }
+    if rewritten == 0 {
+        write.delete_table(OLD)?;
     }
     write.commit()?;
-    Ok(found)
+    Ok(rewritten > 0)
 }
 
 /// Whether it is the file's fault, or the disk's.
@@ -201,6 +384,7 @@ fn sort(path: &Path, error: redb::Error) -> Failure {
         redb::Error::Io(cause) if !matches!(cause.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof | ErrorKind::InvalidInput) => {
             unusable(format!("cannot be used: {cause}"))
         }
+        redb::Error::PreviousIo => unusable("cannot be used: the disk failed while it was opened".to_owned()),
         _ => Failure::Damaged(error.to_string()),
     }
 }
@@ -214,88 +398,4 @@ fn guarded<T>(name: &str, work: impl FnOnce() -> Result<T, redb::Error>) -> Resu
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
-
-    use super::*;
-    use crate::base::metrics::Metrics;
-
-    const BOUNDS: Bounds = Bounds { records: 100, bytes: 1 << 20, age: Duration::from_secs(3600) };
-
-    fn lane(topic: &str) -> Arc<Lane> {
-        Arc::new(Lane::new(topic.to_owned(), "a", &Metrics::new()))
-    }
-
-    fn record(number: u64, at: i64, lane: &Arc<Lane>) -> Record {
-        Record::kept(number, Utc::from_millis(at), lane.clone(), number.to_string().into_bytes().into())
-    }
-
-    #[test]
-    fn what_is_committed_is_there_after_a_new_start() {
-        let folder = tempfile::tempdir().unwrap();
-        let (lane, now) = (lane("P/a/detections"), Utc::now());
-        let (mut store, found) = Store::open(folder.path()).unwrap();
-        assert_eq!(found, None);
-        let records: Vec<Record> = (1..=600).map(|number| record(number, now.millis(), &lane)).collect();
-        let bounds = Bounds { records: 1000, ..BOUNDS };
-        assert_eq!(store.commit(&records, &[], bounds, now, &|_| lane.clone()).unwrap(), None);
-        store.commit(&[], &[1, 3], bounds, now, &|_| lane.clone()).unwrap();
-        assert!(Store::open(folder.path()).err().unwrap().chain().contains("in use by another process"));
-        drop(store);
-        let (store, found) = Store::open(folder.path()).unwrap();
-        let found = found.unwrap();
-        assert_eq!((found.first, found.last, found.records), (2, 600, 598));
-        let (mut seen, mut left) = (Vec::new(), Some(found));
-        while let Some(wanted) = left {
-            let (records, rest) = store.load(wanted, &|topic| super::tests::lane(topic)).unwrap();
-            assert!(records.len() <= LOAD_RECORDS && records.iter().all(|record| record.lane.topic == "P/a/detections"));
-            assert!(records.iter().all(|record| *record.payload == *record.number.to_string().as_bytes()));
-            seen.extend(records.iter().map(|record| record.number));
-            left = rest;
-        }
-        assert_eq!(seen, [2].into_iter().chain(4..=600).collect::<Vec<u64>>());
-    }
-
-    #[test]
-    fn the_oldest_go_first_by_number_bytes_and_age_and_are_counted() {
-        let folder = tempfile::tempdir().unwrap();
-        let (lane, now) = (lane("t"), Utc::from_millis(10_000_000));
-        let (mut store, _) = Store::open(folder.path()).unwrap();
-        let records: Vec<Record> = (1..=9).map(|number| record(number, number as i64 * 1_000_000, &lane)).collect();
-        let commit = |store: &mut Store, records: &[Record], bounds| store.commit(records, &[], bounds, now, &|_| lane.clone()).unwrap();
-        let age = Duration::from_secs(7000);
-        assert_eq!(commit(&mut store, &records, Bounds { age, ..BOUNDS }), Some(2));
-        assert_eq!(commit(&mut store, &[], Bounds { records: 5, age, ..BOUNDS }), Some(4));
-        assert_eq!(commit(&mut store, &[], Bounds { bytes: 6, age, ..BOUNDS }), Some(6));
-        assert_eq!((store.records, store.bytes, lane.dropped.get()), (3, 6, 6));
-    }
-
-    #[test]
-    fn a_folder_that_cannot_be_used_is_a_sentence() {
-        let error = Store::open(Path::new("/proc/nowhere")).err().unwrap().chain();
-        assert!(error.starts_with("/proc/nowhere cannot be made: "), "{error}");
-    }
-
-    /// At every cut the daemon must start, with what is left or with a new file.
-    #[test]
-    fn a_file_cut_short_anywhere_is_opened_or_moved_aside() {
-        let folder = tempfile::tempdir().unwrap();
-        let (lane, now) = (lane("t"), Utc::now());
-        let (mut store, _) = Store::open(folder.path()).unwrap();
-        let records: Vec<Record> = (1..=50).map(|number| record(number, now.millis(), &lane)).collect();
-        store.commit(&records, &[], BOUNDS, now, &|_| lane.clone()).unwrap();
-        drop(store);
-        let bytes = std::fs::read(folder.path().join(FILE)).unwrap();
-        let step = if std::env::var_os("PALISADE_SOAK").is_some() { 512 } else { 512 * 61 };
-        let mut aside = 0;
-        for length in (0..bytes.len()).step_by(step).chain([1, 511, 4095, 4097]) {
-            let folder = tempfile::tempdir().unwrap();
-            std::fs::write(folder.path().join(FILE), &bytes[..length]).unwrap();
-            let (mut store, found) = Store::open(folder.path()).unwrap_or_else(|error| panic!("{length}: {}", error.chain()));
-            assert!(found.is_none_or(|found| found.records <= 50), "{length}");
-            store.commit(&[record(100, now.millis(), &lane)], &[], BOUNDS, now, &|_| lane.clone()).unwrap();
-            aside += std::fs::read_dir(folder.path()).unwrap().count() - 1;
-        }
-        assert!(aside > 0, "no cut was ever noticed");
-    }
-}
+mod tests;

@@ -2,7 +2,7 @@
 //! pictures are there when the call returns. So a decoder costs no thread and no queue, and many cameras can share one.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use gstreamer::event::{Caps as CapsEvent, Eos, Segment as SegmentEvent, SegmentDone, StreamStart};
@@ -11,6 +11,7 @@ use gstreamer::{Buffer, Bus, Caps, ClockTime, Element, ElementFactory, EventView
 use gstreamer::{Pad, PadDirection, Segment, State};
 use gstreamer_video::VideoInfo;
 
+use crate::base::sync;
 use crate::source::unit::Unit;
 
 /// Pictures that wait to be taken; a decoder that gives more at once loses the oldest.
@@ -55,7 +56,7 @@ struct Shown {
 
 impl Out {
     fn lock(&self) -> MutexGuard<'_, Shown> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 }
 
@@ -134,7 +135,7 @@ impl Decoder {
             if left.is_zero() {
                 break;
             }
-            (shown, _) = self.out.came.wait_timeout(shown, left).unwrap_or_else(PoisonError::into_inner);
+            shown = sync::wait_timeout(&self.out.came, shown, left);
         }
         Ok(shown.pictures.drain(..).next())
     }
@@ -155,7 +156,7 @@ impl Decoder {
         let deadline = Instant::now() + LINGER;
         let mut shown = self.out.lock();
         while !shown.ended && Instant::now() < deadline {
-            (shown, _) = self.out.came.wait_timeout(shown, LINGER / 10).unwrap_or_else(PoisonError::into_inner);
+            shown = sync::wait_timeout(&self.out.came, shown, LINGER / 10);
         }
     }
 

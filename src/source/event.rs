@@ -1,11 +1,12 @@
 //! A camera's change of state: one typed change gives one status, one count and one log line at most.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::base::clock::Utc;
 use crate::base::metrics::Metrics;
+use crate::base::sync;
 use crate::source::tap::Tell;
 use crate::source::watch::END_OF_FILE;
 use crate::types::{CameraId, CameraState, CameraStatus};
@@ -53,7 +54,7 @@ impl Board {
     }
 
     fn lock(&self) -> MutexGuard<'_, CameraStatus> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 

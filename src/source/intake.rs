@@ -3,13 +3,14 @@
 //! Keyframes that may be looked at go to the shared decoders, or every picture to a decoder of the camera's own. Nothing
 //! here waits where the source is live: a camera that is held up loses its packets.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use gstreamer::{ClockTime, Sample};
 use gstreamer_video::VideoInfo;
 
 use crate::base::clock::Utc;
+use crate::base::sync;
 use crate::source::Candidate;
 use crate::source::choice::Choice;
 use crate::source::convert::Converter;
@@ -98,7 +99,7 @@ impl Intake {
     fn unit(&mut self, unit: Unit) {
         self.parts.tap.counters().frames_in.add();
         let (path, follows) = {
-            let mut plan = self.parts.plan.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut plan = sync::lock(&self.parts.plan);
             let at = unit.running_time().unwrap_or_else(|| unit.moment.received.saturating_duration_since(self.parts.tap.started()));
             (plan.step(unit.key, at), plan.may_follow())
         };

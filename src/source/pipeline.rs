@@ -1,7 +1,7 @@
 //! One attempt's pipeline: `source ! (depayloader or demuxer) ! parser ! (clocksync) ! appsink`. It ends ahead of the
 //! decoder: what is decoded, and by what, is chosen picture by picture.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use gstreamer::prelude::*;
 use gstreamer::{Element, Pipeline, State};
@@ -9,6 +9,7 @@ use gstreamer_app::{AppSink, AppSinkCallbacks};
 
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::base::redact::ExposeSecret;
+use crate::base::sync;
 use crate::config::{CameraConfig, Transport};
 use crate::source::intake::Intake;
 use crate::source::location::Location;
@@ -155,10 +156,10 @@ fn way_out(pipeline: &Pipeline, paced: bool, intake: Intake) -> Result<gstreamer
         AppSinkCallbacks::builder()
             .new_sample(move |sink| {
                 let sample = sink.pull_sample().map_err(|_| gstreamer::FlowError::Eos)?;
-                intake.lock().unwrap_or_else(PoisonError::into_inner).sample(&sample, sink.current_running_time());
+                sync::lock(&intake).sample(&sample, sink.current_running_time());
                 Ok(gstreamer::FlowSuccess::Ok)
             })
-            .eos(move |_| end.lock().unwrap_or_else(PoisonError::into_inner).end())
+            .eos(move |_| sync::lock(&end).end())
             .build(),
     );
     let pad = |element: &Element| element.static_pad("sink").ok_or_else(|| Error::new(Kind::Internal, "an element has no sink pad"));

@@ -5,13 +5,14 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use gstreamer::ElementFactory;
 use gstreamer::prelude::*;
 
 use crate::base::error::Result;
+use crate::base::sync;
 use crate::base::thread::{self, Thread};
 use crate::source::choice::Choice;
 use crate::source::convert::Converter;
@@ -63,7 +64,7 @@ impl Decoders {
         for number in 0..count {
             let shared = shared.clone();
             let thread = thread::spawn(format!("decode-{number}"), move || shared.work(number))?;
-            pool.0.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+            sync::lock(&pool.0.threads).push(thread);
         }
         Ok(pool)
     }
@@ -85,7 +86,7 @@ impl Drop for Pool {
         self.shared.lock().closed = true;
         self.shared.filled.notify_all();
         let deadline = Instant::now() + GRACE;
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *sync::lock(&self.threads));
         let left = threads.into_iter().map(|thread| thread.join_until(deadline)).filter(|joined| !joined).count();
         if left > 0 {
             tracing::warn!(threads = left, "decoders did not end in time and were left behind");
@@ -139,7 +140,7 @@ impl Seat {
             if left.is_zero() {
                 return false;
             }
-            (request, _) = self.idle.wait_timeout(request, left).unwrap_or_else(PoisonError::into_inner);
+            request = sync::wait_timeout(&self.idle, request, left);
         }
         true
     }
@@ -156,13 +157,13 @@ impl Seat {
     }
 
     fn lock(&self) -> MutexGuard<'_, Request> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.queue)
     }
 
     fn push(&self, seat: Arc<Seat>) {
@@ -196,7 +197,7 @@ impl Shared {
                 queue.busy[number] = Some(Instant::now());
                 return Some(seat);
             }
-            queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = sync::wait(&self.filled, queue);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The thread that keeps one source alive: builds, watches, tears down, waits, builds anew.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded};
@@ -11,6 +11,7 @@ use gstreamer::{ClockTime, MessageType, MessageView, Pipeline, State};
 use crate::base::backoff::Backoff;
 use crate::base::metrics::{Counter, Metrics};
 use crate::base::shutdown::Shutdown;
+use crate::base::sync;
 use crate::base::thread;
 use crate::config::CameraConfig;
 use crate::source::choice::Choice;
@@ -128,7 +129,7 @@ impl Supervisor {
             self.herald.turn(CameraState::Disabled, "the daemon stops");
         }
         // An abandoned pipeline may still hold a tap; the hooks end here all the same.
-        drop(self.outside.outlets.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(sync::lock(&self.outside.outlets).take());
     }
 
     /// Attempts until the end; the reason where the source failed for good.
@@ -164,7 +165,7 @@ impl Supervisor {
 
     /// One pipeline from its making to its end.
     fn attempt(&mut self, backoff: &mut Backoff) -> Next {
-        self.plan.lock().unwrap_or_else(PoisonError::into_inner).begin();
+        sync::lock(&self.plan).begin();
         let tap = Arc::new(Tap::new(self.outside.clone()));
         let intake = Intake::new(Parts {
             tap: tap.clone(),
@@ -282,7 +283,7 @@ impl Supervisor {
                 return tap.fail(Fault { reason: error.chain(), retry: Retry::Slowly });
             }
             // Taken down meanwhile, it must not play again.
-            let over = over.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let over = sync::lock(&over.0);
             if *over {
                 return;
             }
@@ -300,7 +301,7 @@ impl Supervisor {
         let stage = Arc::new(AtomicU8::new(STOPPING));
         let (over, kept, hanging, reached) = (over.clone(), pipeline.clone(), self.hanging.clone(), stage.clone());
         let stopping = thread::spawn(format!("stop-{}", self.config.id), move || {
-            *over.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            *sync::lock(&over.0) = true;
             if stop(pipeline) && reached.swap(STOPPED, Ordering::AcqRel) == LEFT_BEHIND {
                 hanging.0.fetch_sub(1, Ordering::AcqRel);
             }

@@ -5,13 +5,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use gstreamer::BufferFlags;
 
 use crate::base::clock::Utc;
 use crate::base::metrics::{Counter, Metrics};
+use crate::base::sync;
 use crate::source::convert::{self, Converter};
 use crate::source::decoder::Picture;
 use crate::source::frozen::Frozen;
@@ -187,12 +188,12 @@ impl Tap {
 
     /// Ends the attempt, for a reason that the bus does not tell. The first one counts.
     pub fn fail(&self, fault: Fault) {
-        lock(&self.fault).get_or_insert(fault);
+        sync::lock(&self.fault).get_or_insert(fault);
     }
 
     /// Why the attempt is to end.
     pub fn fault(&self) -> Option<Fault> {
-        lock(&self.fault).clone()
+        sync::lock(&self.fault).clone()
     }
 
     /// Frames a second as the caps have it; `None` where they do not say.
@@ -215,14 +216,14 @@ impl Tap {
         let ntp = buffer.iter_meta::<gstreamer::ReferenceTimestampMeta>().find(|meta| is_ntp(meta.reference()));
         let unix = ntp.and_then(|ntp| ntp.timestamp().mseconds().checked_sub(NTP_TO_UNIX * 1000));
         if let Some((unix, pts)) = unix.zip(buffer.pts()) {
-            *lock(&self.clock) = i64::try_from(unix).ok().zip(i64::try_from(pts.mseconds()).ok()).map(|(unix, pts)| unix - pts);
+            *sync::lock(&self.clock) = i64::try_from(unix).ok().zip(i64::try_from(pts.mseconds()).ok()).map(|(unix, pts)| unix - pts);
         }
     }
 
     /// The camera's time of a picture; `None` where it is not known.
     pub fn camera_time(&self, pts: Option<gstreamer::ClockTime>) -> Option<Utc> {
         let pts = i64::try_from(pts?.mseconds()).ok()?;
-        Some(Utc::from_millis((*lock(&self.clock))? + pts))
+        Some(Utc::from_millis((*sync::lock(&self.clock))? + pts))
     }
 
     /// Notes that data came.
@@ -260,7 +261,7 @@ impl Tap {
         self.frames.fetch_add(1, Ordering::AcqRel);
         self.outside.counters.frames_decoded.add();
         let luma = || convert::luma(&picture.info, &picture.buffer);
-        if let Some(frozen) = lock(&self.frozen).as_mut().and_then(|frozen| frozen.step(Instant::now(), luma)) {
+        if let Some(frozen) = sync::lock(&self.frozen).as_mut().and_then(|frozen| frozen.step(Instant::now(), luma)) {
             self.fail(Fault { reason: frozen, retry: Retry::Soon });
         }
         if !self.guarded(|outlets| (outlets.admit)(candidate, &luma)).unwrap_or(false) {
@@ -281,7 +282,7 @@ impl Tap {
         if self.panicked() {
             return None;
         }
-        let mut outlets = lock(&self.outside.outlets);
+        let mut outlets = sync::lock(&self.outside.outlets);
         let outlets = outlets.as_mut()?;
         catch_unwind(AssertUnwindSafe(|| call(outlets))).map_err(|_| self.panicked.store(true, Ordering::Release)).ok()
     }
@@ -290,8 +291,4 @@ impl Tap {
         let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
         mark.0.store(ms + 1, Ordering::Release);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

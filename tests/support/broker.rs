@@ -75,6 +75,11 @@ impl Broker {
         Self::with(Setup { tls: true, ..Setup::default() })
     }
 
+    /// One that another process runs, or nobody, on `port`.
+    pub fn absent(port: u16) -> Self {
+        Self { setup: Setup::default(), port, folder: tempfile::tempdir().unwrap(), child: None }
+    }
+
     /// One as `setup` says; up when this returns.
     pub fn with(setup: Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -207,6 +212,7 @@ impl Broker {
             discovery_prefix: Some("homeassistant".to_owned()),
             frigate_prefix: None,
             max_packet: 256 * 1024,
+            backlog_rate: 1000,
         }
     }
 

@@ -5,7 +5,7 @@ mod report;
 mod server;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::app;
@@ -15,6 +15,7 @@ use crate::base::error::{Error, Kind, Result};
 use crate::base::mailbox::{Putter, Taker, mailbox};
 use crate::base::metrics::{Latency, Metrics};
 use crate::base::shutdown::Shutdown;
+use crate::base::sync;
 use crate::base::thread::{self, Thread};
 use crate::base::{memory, process};
 use crate::config::{CameraConfig, Decode, Input};
@@ -146,7 +147,7 @@ impl Rig {
     }
 
     fn tally(&self) -> MutexGuard<'_, Tally> {
-        lock(&self.tally)
+        sync::lock(&self.tally)
     }
 
     fn stop(self, shutdown: &Shutdown) {
@@ -187,13 +188,9 @@ fn id(number: usize) -> Result<CameraId> {
 fn detector(jobs: Taker<Job>, tally: Arc<Mutex<Tally>>) -> Result<Thread> {
     thread::spawn("bench-detector", move || {
         while let Some(taken) = jobs.take_up_to(1) {
-            taken.iter().for_each(|(job, _)| lock(&tally).count(&job.frame));
+            taken.iter().for_each(|(job, _)| sync::lock(&tally).count(&job.frame));
         }
     })
-}
-
-fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
-    tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What has come to the detector.

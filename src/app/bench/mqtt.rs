@@ -183,6 +183,8 @@ fn config(port: u16, state_dir: Option<PathBuf>) -> MqttConfig {
         state_dir,
         control: false,
         max_packet: 256 * 1024,
+        // What the machine can do is asked for, not what it may.
+        backlog_rate: 100_000,
         stats_interval: Duration::from_secs(60),
         discovery_prefix: None,
         frigate_prefix: None,

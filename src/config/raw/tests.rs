@@ -264,6 +264,18 @@ fn the_largest_packet_is_bounded_and_has_a_default() {
 }
 
 #[test]
+fn a_backlog_has_a_rate() {
+    let mqtt = |keys: &str| format!("[model]\npath = \"samples\"\n[mqtt]\nhost = \"h\"\n{keys}{CAMERA}");
+    for (written, rate) in [("", 1000), ("backlog_rate = 1\n", 1), ("backlog_rate = 100_000\n", 100_000)] {
+        assert_eq!(read(&mqtt(written)).unwrap().mqtt.unwrap().backlog_rate, rate);
+    }
+    for told in ["0", "-5", "100001"] {
+        let expected = format!("line 5: mqtt.backlog_rate is {told}; must be in 1..=100000");
+        assert_eq!(faults(&mqtt(&format!("backlog_rate = {told}\n"))), [expected]);
+    }
+}
+
+#[test]
 fn a_host_is_a_host_and_never_repeated_when_it_is_not() {
     for bad in ["mqtt://bob:hunter22@h", "h:1883", "a b", "h/x"] {
         let found = faults(&format!("[model]\npath = \"samples\"\n[mqtt]\nhost = {bad:?}\n{CAMERA}"));

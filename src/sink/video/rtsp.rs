@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use gstreamer::glib;
@@ -18,6 +18,7 @@ use image::{Rgb, RgbImage};
 
 use crate::base::error::{Error, Kind, Result};
 use crate::base::metrics::{Counter, Metrics};
+use crate::base::sync;
 use crate::config::RtspConfig;
 use crate::sink::video::serving::{self, Serving};
 use crate::sink::video::{encoder, init, raw};
@@ -110,7 +111,7 @@ impl Sink for RtspSink {
     fn write(&mut self, picture: &Picture) -> Result<()> {
         let unknown = || Error::new(Kind::Internal, format!("camera {} is not served over rtsp", picture.camera));
         let camera = self.cameras.get(&picture.camera).ok_or_else(unknown)?;
-        lock(camera).latest = picture.image.clone();
+        sync::lock(camera).latest = picture.image.clone();
         Ok(())
     }
 
@@ -125,10 +126,6 @@ impl Drop for RtspSink {
             tracing::warn!("{}", error.chain());
         }
     }
-}
-
-fn lock(camera: &Mutex<Camera>) -> MutexGuard<'_, Camera> {
-    camera.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn factory(line: &str, id: &CameraId, cameras: &Arc<Cameras>) -> RTSPMediaFactory {
@@ -150,7 +147,7 @@ fn factory(line: &str, id: &CameraId, cameras: &Arc<Cameras>) -> RTSPMediaFactor
 fn configure(camera: &Mutex<Camera>, media: &RTSPMedia) -> Option<()> {
     let bin = media.element().downcast::<gstreamer::Bin>().ok()?;
     let source = bin.by_name("pictures")?.downcast::<AppSrc>().ok()?;
-    let mut camera = lock(camera);
+    let mut camera = sync::lock(camera);
     let (width, height) = raw::canvas(&camera.latest);
     let mut caps = raw::caps(width, height);
     caps.make_mut().set("format", "I420");
@@ -202,7 +199,7 @@ fn limit(server: &RTSPServer, cameras: &Arc<Cameras>) {
             closed.fetch_sub(1, Ordering::AcqRel);
         });
         let cameras = cameras.clone();
-        client.connect_play_request(move |_, _| cameras.values().for_each(|camera| lock(camera).joined = true));
+        client.connect_play_request(move |_, _| cameras.values().for_each(|camera| sync::lock(camera).joined = true));
         if open.fetch_add(1, Ordering::AcqRel) >= CLIENTS {
             tracing::debug!(limit = CLIENTS, "an rtsp connection was refused");
             client.close();
@@ -213,7 +210,7 @@ fn limit(server: &RTSPServer, cameras: &Arc<Cameras>) {
 fn attach_repeat(context: &glib::MainContext, cameras: &Arc<Cameras>) {
     let cameras = cameras.clone();
     let repeat = move || {
-        cameras.values().for_each(|camera| lock(camera).repeat());
+        cameras.values().for_each(|camera| sync::lock(camera).repeat());
         glib::ControlFlow::Continue
     };
     glib::timeout_source_new(PACE, None, glib::Priority::DEFAULT, repeat).attach(Some(context));

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use gstreamer::prelude::*;
@@ -10,6 +10,7 @@ use gstreamer::{Buffer, BufferFlags, Caps, ClockTime, Element, MessageType, Mess
 use gstreamer_app::{AppSink, AppSinkCallbacks, AppSrc, AppSrcCallbacks};
 
 use crate::base::error::{Context, Error, Kind, Result};
+use crate::base::sync;
 
 /// The most that is held in memory.
 const MOST: usize = 1 << 30;
@@ -67,7 +68,7 @@ impl Clip {
         let ended = run(&pipeline);
         // Takes down what still holds the other end of `found`.
         let stopped = pipeline.set_state(gstreamer::State::Null);
-        let Found { caps, units, bytes } = std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner));
+        let Found { caps, units, bytes } = std::mem::take(&mut *sync::lock(&found));
         if bytes > MOST {
             return Err(Error::new(Kind::Input, format!("--clip {name} has more than {} MiB of video; must fit into memory", MOST >> 20)));
         }
@@ -112,7 +113,7 @@ fn pipeline(file: &Path, found: &Arc<Mutex<Found>>) -> Result<Pipeline> {
     let found = found.clone();
     let take = move |sink: &AppSink| {
         let sample = sink.pull_sample().map_err(|_| gstreamer::FlowError::Eos)?;
-        found.lock().unwrap_or_else(PoisonError::into_inner).take(&sample)
+        sync::lock(&found).take(&sample)
     };
     sink.set_callbacks(AppSinkCallbacks::builder().new_sample(take).build());
     pipeline.add_many([&source, &parts, sink.upcast_ref()]).context(Kind::Pipeline, failed)?;

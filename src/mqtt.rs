@@ -1,4 +1,4 @@
-//! Floor 3: detections and states are published over MQTT 3.1.1, at least once, whatever the broker does meanwhile.
+//! Floor 3: detections, events and states are published over MQTT 3.1.1, at least once, whatever the broker does meanwhile.
 //!
 //! ```text
 //! Publisher (any thread, never blocks) → payload → Desk { newest state per topic, outbox } → link (thread "mqtt") → broker
@@ -131,7 +131,7 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
     let health = Arc::new(Health::new());
     let publisher = Publisher(Arc::new(Inner {
         context,
-        durable: config.durable == Durable::All,
+        durable: config.durable,
         topics,
         max_packet: config.max_packet,
         metrics: metrics.clone(),

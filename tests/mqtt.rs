@@ -4,6 +4,7 @@
 mod consumer;
 mod durable;
 mod encryption;
+mod event;
 mod outage;
 mod schema;
 mod state;

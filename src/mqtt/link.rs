@@ -16,6 +16,7 @@ use crate::base::metrics::Counter;
 use crate::mqtt::Patience;
 use crate::mqtt::health::Health;
 use crate::mqtt::pending::{Desk, Item};
+use crate::mqtt::topic::is_events;
 use crate::mqtt::trouble::{Quiet, Trouble};
 use crate::mqtt::window::{ROOM, Window};
 
@@ -29,7 +30,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// How to reach the broker, who we are, and the last will.
     pub options: MqttOptions,
-    /// QoS of records; figures are sent with QoS 0, all else with QoS 1.
+    /// QoS of records, but at least 1 of events; figures are sent with QoS 0, all else with QoS 1.
     pub qos: QoS,
     /// `host:port`, for sentences.
     pub broker: String,
@@ -225,6 +226,8 @@ impl Link {
         while window.has_room() {
             let Some(message) = self.parts.desk.lock().next(window.is_idle()) else { break };
             let qos = match message.item {
+                // A lost event is a wrong picture of the world for as long as its object is there.
+                Item::Record(_) if self.parts.qos == QoS::AtMostOnce && is_events(&message.topic) => QoS::AtLeastOnce,
                 Item::Record(_) => self.parts.qos,
                 Item::Stats => QoS::AtMostOnce,
                 Item::Retained(_) | Item::Online | Item::Offline => QoS::AtLeastOnce,

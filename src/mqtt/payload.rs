@@ -1,11 +1,15 @@
 //! The wire format: pure builders from the domain's types to JSON. The structs are private to this module, so a rename
 //! elsewhere cannot change what consumers read. Fields are only ever added; `schema` changes when one goes or is renamed.
 
+mod event;
+
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::types::{Answer, Box01, CameraStatus, Detection, Looked, PixelBox};
+
+pub use event::event;
 
 /// The version of the `detections` object.
 const SCHEMA: u32 = 1;
@@ -150,17 +154,22 @@ pub fn camera_status(status: &CameraStatus) -> Vec<u8> {
 }
 
 fn found(detection: &Detection, width: u32, height: u32) -> DetectionWire<'_> {
-    let Box01 { y_min, x_min, y_max, x_max } = detection.box01;
-    let share = |value: f32| rounded(f64::from(value), 4);
-    let pixels = detection.box01.to_pixels(width, height);
     DetectionWire {
         label: &detection.label,
         score: share(detection.score),
         score_kind: "token_probability",
         locs: detection.locs,
-        r#box: BoxWire { x_min: share(x_min), y_min: share(y_min), x_max: share(x_max), y_max: share(y_max) },
-        pixels: pixels.into(),
+        r#box: box_wire(detection.box01),
+        pixels: detection.box01.to_pixels(width, height).into(),
     }
+}
+
+fn box_wire(Box01 { y_min, x_min, y_max, x_max }: Box01) -> BoxWire {
+    BoxWire { x_min: share(x_min), y_min: share(y_min), x_max: share(x_max), y_max: share(y_max) }
+}
+
+fn share(value: f32) -> f64 {
+    rounded(f64::from(value), 4)
 }
 
 impl From<PixelBox> for PixelsWire {

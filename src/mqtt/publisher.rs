@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::base::clock::Utc;
 use crate::base::metrics::Metrics;
+use crate::config::Durable;
 use crate::mqtt::cameras::{Cameras, Payloads, Watched};
 use crate::mqtt::control::{Command, Control, Heard, Steering};
 use crate::mqtt::health::Health;
@@ -17,7 +18,7 @@ use crate::mqtt::retained::Stage;
 use crate::mqtt::topic::Topics;
 use crate::mqtt::trouble::Quiet;
 use crate::mqtt::{OWN_PACKET, PACKET_OVERHEAD, discovery, stats};
-use crate::types::{CameraId, CameraStatus, Looked};
+use crate::types::{CameraId, CameraStatus, Event, Looked};
 
 /// Puts messages on the desk. Never blocks on the network and never fails; clones share the desk.
 #[derive(Clone)]
@@ -26,8 +27,8 @@ pub struct Publisher(pub(super) Arc<Inner>);
 /// What the handles share.
 pub(super) struct Inner {
     pub(super) context: Context,
-    /// Detections are worth a place on disk.
-    pub(super) durable: bool,
+    /// Which records are worth a place on disk.
+    pub(super) durable: Durable,
     pub(super) topics: Topics,
     /// A larger packet would cost the connection, and its neighbours with it: it is refused before. Bytes.
     pub(super) max_packet: usize,
@@ -51,21 +52,30 @@ impl Publisher {
     pub fn looked(&self, looked: &Looked) {
         let camera = &looked.frame.camera;
         self.counted(looked);
-        let lane = self.lane(camera);
         let payload = payload::looked(looked, &self.0.context);
+        self.record(&self.lane(camera), payload, self.0.durable == Durable::All, || format!("seq {}", looked.seq));
+    }
+
+    /// Queues the `events` object of a change, in the order of the calls.
+    pub fn event(&self, event: &Event) {
+        let lane = self.0.lanes.of(&self.0.topics.events(&event.camera));
+        self.record(&lane, payload::event(event), self.0.durable != Durable::None, || format!("track {}", event.track.id));
+    }
+
+    fn record(&self, lane: &Arc<Lane>, payload: Vec<u8>, durable: bool, what: impl Fn() -> String) {
         let size = lane.topic.len() + payload.len() + PACKET_OVERHEAD;
         let most = self.0.max_packet;
         if size > most {
             lane.drop_one(Why::Large);
-            let line = format!("detections of camera {camera} are too large for a message; must be at most mqtt.max_packet, {most} bytes");
-            self.warn(&line, &format!("seq {} has {size} bytes", looked.seq));
+            let line = format!("a message to {} is too large; must be at most mqtt.max_packet, {most} bytes", lane.topic);
+            self.warn(&line, &format!("{} has {size} bytes", what()));
             return;
         }
-        let dropped = self.0.desk.lock().record(&lane, payload, self.0.durable);
+        let dropped = self.0.desk.lock().record(lane, payload, durable);
         self.0.desk.bell.notify_one();
         self.0.desk.nudge();
         if dropped > 0 {
-            self.warn("the queue for the broker is full: the oldest detections are dropped", &format!("camera {camera}"));
+            self.warn("the queue for the broker is full: the oldest messages are dropped", &format!("at {}", lane.topic));
         }
     }
 

@@ -3,6 +3,9 @@
 use crate::base::hash::{FNV_OFFSET, fnv1a};
 use crate::types::CameraId;
 
+/// The last level of the topics of events.
+const EVENTS: &str = "events";
+
 /// Builds topics below a prefix.
 #[derive(Clone, Debug)]
 pub struct Topics {
@@ -28,6 +31,11 @@ impl Topics {
     /// What was seen on a camera's frames: `P/<camera>/detections`.
     pub fn detections(&self, camera: &CameraId) -> String {
         format!("{}/{camera}/detections", self.prefix)
+    }
+
+    /// What changed about a camera's tracked objects: `P/<camera>/events`.
+    pub fn events(&self, camera: &CameraId) -> String {
+        format!("{}/{camera}/{EVENTS}", self.prefix)
     }
 
     /// How many of a label a camera sees: `P/<camera>/count/<label>`.
@@ -72,6 +80,11 @@ impl Topics {
     }
 }
 
+/// Whether events go to a topic; of another start's prefix, too.
+pub fn is_events(topic: &str) -> bool {
+    topic.rsplit('/').next() == Some(EVENTS)
+}
+
 /// A label as a topic level: lowercase a-z and 0-9, one `_` for all that stands between them. A label without any of
 /// them is told by eight hexadecimal digits.
 pub fn slug(label: &str) -> String {
@@ -92,6 +105,8 @@ mod tests {
         assert_eq!(topics.status(), "site/north/status");
         assert_eq!(topics.camera_status(&camera), "site/north/street/status");
         assert_eq!(topics.detections(&camera), "site/north/street/detections");
+        assert_eq!(topics.events(&camera), "site/north/street/events");
+        assert!(is_events(&topics.events(&camera)) && !is_events(&topics.detections(&camera)));
         assert_eq!(topics.count(&camera, "Traffic Light"), "site/north/street/count/traffic_light");
         assert_eq!(topics.prompt_state(&camera), "site/north/street/prompt/state");
         assert_eq!(topics.detect_state(&camera), "site/north/street/detect/state");

@@ -95,6 +95,28 @@ DETECTIONS = fields({
     "dropped": each(fields({"text": text, "why": text})),
 })
 
+EVENT = fields({
+    "schema": one_of(1),
+    "event_id": like(UUID),
+    "type": one_of("new", "update", "end"),
+    "camera": one_of(CAMERA),
+    "track_id": text,
+    "label": text,
+    "score": share,
+    "top_score": share,
+    "start_time": like(TIME),
+    "end_time": lambda value: value is None or like(TIME)(value),
+    "time": like(TIME),
+    "epoch": number,
+    "box": corners(share),
+    "pixels": corners(whole),
+    "stationary": lambda value: isinstance(value, bool),
+    "zones": each(text),
+    "entered_zones": each(text),
+    "reason": one_of("first seen", "moved", "zone", "score", "heartbeat", "lost"),
+    "prompt_id": text,
+})
+
 STATUS = fields({
     "state": one_of("connecting", "running", "stalled", "backoff", "failed", "disabled"),
     "reason": text,
@@ -102,7 +124,7 @@ STATUS = fields({
     "fps": number,
 })
 
-wrong, sequence, seen, done = [], [], set(), threading.Event()
+wrong, sequence, lives, seen, done = [], [], {}, set(), threading.Event()
 
 
 def check(message):
@@ -121,6 +143,15 @@ def check(message):
         # At least once: what comes again is known by its number.
         if value["seq"] not in sequence:
             sequence.append(value["seq"])
+    elif topic == f"{CAMERA}/events":
+        value = json.loads(message.payload)
+        EVENT(value)
+        if message.retain or message.qos != 1:
+            wrong.append(f"{message.topic} came with retain {message.retain} and QoS {message.qos}")
+        if (value["type"] == "end") != (value["end_time"] is not None):
+            wrong.append(f"{value['type']} ends at {value['end_time']}")
+        # At least once: what comes again is known by its id.
+        lives.setdefault(value["track_id"], {})[value["event_id"]] = value["type"]
     else:
         return
     seen.add(topic)
@@ -131,7 +162,7 @@ def on_message(client, userdata, message):
         check(message)
     except Exception as error:
         wrong.append(f"{message.topic}: {error}: {message.payload[:300]!r}")
-    if wrong or (len(sequence) == COUNT and seen == {"status", f"{CAMERA}/status", f"{CAMERA}/detections"}):
+    if wrong or (len(sequence) == COUNT and seen == {"status", *(f"{CAMERA}/{what}" for what in ("status", "detections", "events"))}):
         done.set()
 
 
@@ -159,6 +190,10 @@ client.disconnect()
 client.loop_stop()
 if not wrong and sequence != list(range(1, COUNT + 1)):
     wrong.append(f"seq came as {sequence}")
+for track, kinds in lives.items():
+    kinds = list(kinds.values())
+    if kinds[0] != "new" or kinds[-1] != "end":
+        wrong.append(f"track {track} came as {kinds}")
 for line in wrong:
     print(line)
 sys.exit(1 if wrong else 0)

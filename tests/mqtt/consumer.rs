@@ -4,7 +4,9 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
 use palisade::base::metrics::Metrics;
+use palisade::types::{EventKind, Reason};
 
+use super::event::{cat, say};
 use super::{found, publish, start};
 use crate::support::broker::{Broker, LONG};
 use crate::support::daemon::repository;
@@ -34,6 +36,8 @@ fn consumed(version: &str, seqs: &[u64]) -> (bool, String) {
         panic!("the consumer did not subscribe; it needs paho-mqtt: apt install python3-paho-mqtt: {said}");
     }
     let mqtt = start(broker.config("seen"), &Metrics::new());
+    say(&mqtt.publisher(), &cat(EventKind::New, Reason::FirstSeen));
+    say(&mqtt.publisher(), &cat(EventKind::End, Reason::Lost));
     seqs.iter().for_each(|seq| publish(&mqtt.publisher(), &found("street", *seq)));
     let mut told = String::new();
     output.read_to_string(&mut told).unwrap();

@@ -6,9 +6,10 @@ use jsonschema::Validator;
 use palisade::base::metrics::Metrics;
 use palisade::config::MqttConfig;
 use palisade::mqtt::schema;
-use palisade::types::{CameraState, CameraStatus};
+use palisade::types::{CameraState, CameraStatus, Event, EventKind, Reason};
 use serde_json::{Value, json};
 
+use super::event::{cat, say};
 use super::{found, looked, publish, running, start};
 use crate::support::broker::{Broker, LONG, Subscriber};
 
@@ -96,12 +97,26 @@ fn what_is_published_is_what_the_schema_promises() {
     publisher.camera_status(&gone);
     publish(&publisher, &found("street", 1));
     publish(&publisher, &looked("yard", 1, "\"<odd>\u{7}é"));
+    for (kind, reason) in [
+        (EventKind::New, Reason::FirstSeen),
+        (EventKind::Update, Reason::Moved),
+        (EventKind::Update, Reason::Zone),
+        (EventKind::Update, Reason::Score),
+        (EventKind::Update, Reason::Heartbeat),
+        (EventKind::End, Reason::Lost),
+    ] {
+        say(&publisher, &cat(kind, reason));
+    }
+    let pictured = Event { snapshot: Some("palisade/street/snapshot/cat".to_owned()), ..cat(EventKind::Update, Reason::Score) };
+    say(&publisher, &pictured);
+    subscriber.wait_for("the events", |messages| messages.iter().filter(|one| one.topic.ends_with("/events")).count() == 7);
     subscriber.wait_for("both detections", |messages| messages.iter().filter(|one| one.topic.ends_with("/detections")).count() == 2);
     subscriber.wait_for("figures", |messages| messages.iter().any(|one| one.topic == "palisade/stats"));
     mqtt.finish(LONG);
-    let (detections, status) = (validator("detections"), validator("status"));
+    let (detections, events, status) = (validator("detections"), validator("events"), validator("status"));
     for message in subscriber.messages() {
         match message.topic.rsplit('/').next().unwrap() {
+            "events" => assert_valid(&events, &message.json()),
             "detections" => assert_valid(&detections, &message.json()),
             "status" if message.topic != "palisade/status" => assert_valid(&status, &message.json()),
             "stats" => assert_valid(&validator("stats"), &message.json()),
@@ -109,6 +124,7 @@ fn what_is_published_is_what_the_schema_promises() {
         }
     }
     assert_exact("detections", &subscriber.on("palisade/street/detections")[0].json());
+    assert_exact("events", &subscriber.on("palisade/street/events")[0].json());
     assert_exact("status", &subscriber.on("palisade/yard/status").last().unwrap().json());
 }
 

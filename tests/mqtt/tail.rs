@@ -7,8 +7,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use palisade::base::metrics::Metrics;
+use palisade::types::{EventKind, Reason};
 use serde_json::Value;
 
+use super::event::{cat, say};
 use super::{found, publish, running, start};
 use crate::support::broker::{Broker, LONG, Setup, Subscriber, eventually};
 use crate::support::daemon::{PALISADE, repository};
@@ -102,6 +104,9 @@ fn tail_prints_a_line_a_message_and_comes_back_after_a_loss() {
     publish(&mqtt.publisher(), &found("street", 7));
     let line = tail.line("detections", |line| line.contains(" at 0."));
     assert_eq!(line, "2026-11-23T14:03:07.127Z street  cat 0.91 at 0.35,0.56");
+    say(&mqtt.publisher(), &cat(EventKind::New, Reason::FirstSeen));
+    let line = tail.line("an event", |line| line.contains("track"));
+    assert_eq!(line, "2026-11-23T14:03:10.000Z street  new cat 0.91 at 0.35,0.56 in gate (first seen) track 1795442587.120-a3f9");
     mqtt.publisher().camera_status(&running("yard", 4.9));
     tail.line("the camera's state", |line| line == "1970-01-01T00:00:00.000Z yard  is running at 4.9 fps");
     assert!(mqtt.publisher().trouble().is_none(), "the tail threw the daemon out");

@@ -165,7 +165,8 @@ impl Daemon {
         let drafts = Drafts::default();
         let detector = |_| Box::new(PaliGemmaDetector::new(model, limits.clone(), drafts.clone())) as Box<dyn Detector>;
         let detectors = (0..config.model.workers).map(detector).collect();
-        let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, publisher.clone(), metrics)?;
+        let trackers = results::trackers(&config.cameras);
+        let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, trackers, publisher.clone(), metrics)?;
         let workers = detect::start(detectors, max_batch, &jobs, &send, metrics)?;
         // From here on the workers alone hold these: when they end, so does what waits for them.
         drop((send, jobs));

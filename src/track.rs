@@ -67,6 +67,8 @@ pub struct Tracker {
     pace: Pace,
     objects: Vec<Object>,
     last: Option<Last>,
+    /// Since when it is known that no look may come.
+    dark: Option<Instant>,
 }
 
 /// The newest look.
@@ -101,13 +103,13 @@ impl Last {
 impl Tracker {
     /// Knows of no object yet.
     pub fn new(camera: CameraId, rules: Tracking, pace: Pace) -> Self {
-        Self { camera, rules, pace, objects: Vec::new(), last: None }
+        Self { camera, rules, pace, objects: Vec::new(), last: None, dark: None }
     }
 
     /// Takes in a look, in the order of the camera; gives what there is to tell of it, ends first.
     pub fn step(&mut self, look: &Look<'_>) -> Vec<Event> {
         // A silence that nobody ticked in has ended what it ends.
-        let mut events = self.tick(look.now);
+        let mut events = self.tick(look.now, true);
         events.extend(self.asked(look.prompt, look.captured));
         let view = self.note(look);
         let found = screen::screen(look.detections, &self.rules, view.aspect);
@@ -130,16 +132,23 @@ impl Tracker {
     }
 
     /// Ends what is gone at `now`, though no look comes: what several looks have missed, and everything once a camera that
-    /// should have been looked at was not. To be called now and then, twice a second or so.
-    pub fn tick(&mut self, now: Instant) -> Vec<Event> {
+    /// should have been looked at was not. To be called now and then, twice a second or so. `watched`: looks may come; they
+    /// do not from a camera that is lost or not to be looked at.
+    pub fn tick(&mut self, now: Instant, watched: bool) -> Vec<Event> {
+        self.dark = if watched { None } else { self.dark.or(Some(now)) };
         let Some(last) = &self.last else { return Vec::new() };
         let (clock, stamp, apart) = (last.clock(now), last.stamp(now), self.apart());
-        let silence = PAUSES * self.pace.longest.as_secs_f64().max(apart);
         let silent = seconds(now, last.now);
+        let silence = PAUSES * self.pace.longest.as_secs_f64().max(apart);
+        let dark = self.dark.map_or(0.0, |since| seconds(now, since));
+        let darkness = PAUSES * self.pace.interval.as_secs_f64();
         self.end(stamp, |tracker, object| {
-            // What one look has missed may be there: where nothing moves there is no other for long.
+            let lost = tracker.lost(object);
             match object.missed() {
-                0 | 1 => silent >= silence.max(tracker.lost(object)),
+                // A pause because nothing moves is told from a loss that is known of.
+                _ if tracker.pace.longest > tracker.pace.interval && dark >= darkness.max(lost) => true,
+                // What one look has missed may be there: where nothing moves there is no other for long.
+                0 | 1 => silent >= silence.max(lost),
                 _ => object.unseen(clock) >= tracker.allowed(object, apart),
             }
         })

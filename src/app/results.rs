@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
 
 use crate::annotate::Annotator;
+use crate::app::steer::{Asked, Steer};
 use crate::base::error::Result;
 use crate::base::mailbox::Ticket;
 use crate::base::metrics::Metrics;
@@ -26,14 +27,21 @@ const SINKS: Duration = Duration::from_secs(4);
 /// How late an end is told of that no answer tells, as of a lost camera's objects.
 const TICK: Duration = Duration::from_millis(500);
 
-/// A tracker for each camera.
-pub(super) fn trackers(cameras: &[CameraConfig]) -> BTreeMap<CameraId, Tracker> {
-    let tracker = |camera: &CameraConfig| {
+/// A camera's objects, and whether it is looked at.
+pub(super) struct Followed {
+    tracker: Tracker,
+    asked: Asked,
+}
+
+/// No objects yet, for each camera.
+pub(super) fn follow(cameras: &[CameraConfig], steer: &Steer) -> BTreeMap<CameraId, Followed> {
+    let follow = |camera: &CameraConfig| {
         let longest = camera.motion.as_ref().map_or(camera.interval, |motion| motion.max_interval);
         let pace = Pace { interval: camera.interval, longest };
-        (camera.id.clone(), Tracker::new(camera.id.clone(), camera.tracking.clone(), pace))
+        let tracker = Tracker::new(camera.id.clone(), camera.tracking.clone(), pace);
+        (camera.id.clone(), Followed { tracker, asked: steer.asked(camera) })
     };
-    cameras.iter().map(tracker).collect()
+    cameras.iter().map(follow).collect()
 }
 
 /// The running thread.
@@ -49,13 +57,13 @@ impl Results {
         found: Receiver<Vec<Found>>,
         fanout: Fanout,
         annotator: Annotator,
-        trackers: BTreeMap<CameraId, Tracker>,
+        followed: BTreeMap<CameraId, Followed>,
         publisher: Option<Publisher>,
         metrics: &Metrics,
     ) -> Result<Self> {
         let (cut, until) = bounded::<()>(0);
         let ticks = tick(TICK);
-        let mut step = Step { fanout, annotator, trackers, publisher, metrics: metrics.clone(), seqs: HashMap::new() };
+        let mut step = Step { fanout, annotator, followed, publisher, metrics: metrics.clone(), seqs: HashMap::new() };
         let thread = thread::spawn("results", move || {
             loop {
                 select! {
@@ -63,7 +71,7 @@ impl Results {
                         Ok(batch) => step.step(batch),
                         Err(_) => break,
                     },
-                    recv(ticks) -> _ => step.track(Tracker::tick),
+                    recv(ticks) -> _ => step.follow(|one, now| one.tracker.tick(now, one.asked.is_watched())),
                     recv(until) -> _ => {
                         // What is answered already is not lost.
                         found.try_iter().for_each(|batch| step.step(batch));
@@ -72,7 +80,7 @@ impl Results {
                 }
             }
             // Before the sinks are waited for: the ends must be on their way while the publisher is still open.
-            step.track(Tracker::finish);
+            step.follow(|one, now| one.tracker.finish(now));
             step.fanout.finish(Instant::now() + SINKS);
         })?;
         Ok(Self { cut, thread })
@@ -95,7 +103,7 @@ impl Results {
 struct Step {
     fanout: Fanout,
     annotator: Annotator,
-    trackers: BTreeMap<CameraId, Tracker>,
+    followed: BTreeMap<CameraId, Followed>,
     publisher: Option<Publisher>,
     metrics: Metrics,
     seqs: HashMap<CameraId, u64>,
@@ -139,20 +147,20 @@ impl Step {
         if let Some(publisher) = &self.publisher {
             publisher.looked(&looked);
         }
-        if let Some(tracker) = self.trackers.get_mut(&looked.frame.camera) {
-            let events = tracker.step(&look(&looked));
+        if let Some(one) = self.followed.get_mut(&looked.frame.camera) {
+            let events = one.tracker.step(&look(&looked));
             self.tell(&events);
         }
         (looked, ticket)
     }
 
     /// What there is to tell of each camera's objects at this moment.
-    fn track(&mut self, what: impl Fn(&mut Tracker, Instant) -> Vec<Event>) {
+    fn follow(&mut self, what: impl Fn(&mut Followed, Instant) -> Vec<Event>) {
         let now = Instant::now();
-        let cameras: Vec<CameraId> = self.trackers.keys().cloned().collect();
+        let cameras: Vec<CameraId> = self.followed.keys().cloned().collect();
         for camera in cameras {
             self.guarded(camera.clone(), |step| {
-                let events = step.trackers.get_mut(&camera).map(|tracker| what(tracker, now)).unwrap_or_default();
+                let events = step.followed.get_mut(&camera).map(|one| what(one, now)).unwrap_or_default();
                 step.tell(&events);
             });
         }

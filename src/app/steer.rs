@@ -1,5 +1,6 @@
-//! What commands change while the daemon runs: each camera's prompt, and whether it is looked at. Kept in the state folder,
-//! so that a restart forgets nothing; a prompt that is edited in the configuration wins over an older command.
+//! What changes while the daemon runs: each camera's prompt, and whether it is looked at. What commands change is kept in
+//! the state folder, so that a restart forgets nothing; a prompt that is edited in the configuration wins over an older
+//! command.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::config::CameraConfig;
 use crate::mqtt::{Command, Steering, Watched};
-use crate::types::{CameraId, Prompt};
+use crate::types::{CameraId, CameraState, Prompt};
 
 /// The file's name in the state folder.
 const FILE: &str = "control.json";
@@ -23,12 +24,14 @@ const FILE: &str = "control.json";
 pub struct Asked {
     prompt: Arc<Mutex<Arc<Prompt>>>,
     detect: Arc<AtomicBool>,
+    running: Arc<AtomicBool>,
 }
 
 impl Asked {
     /// As configured.
     pub fn of(camera: &CameraConfig) -> Self {
-        Self { prompt: Arc::new(Mutex::new(Arc::new(camera.prompt.clone()))), detect: Arc::new(AtomicBool::new(camera.enabled)) }
+        let prompt = Arc::new(Mutex::new(Arc::new(camera.prompt.clone())));
+        Self { prompt, detect: Arc::new(AtomicBool::new(camera.enabled)), running: Arc::default() }
     }
 
     /// The prompt in force.
@@ -39,6 +42,16 @@ impl Asked {
     /// Whether frames are looked at.
     pub fn detects(&self) -> bool {
         self.detect.load(Ordering::Acquire)
+    }
+
+    /// The camera is in this state now.
+    pub fn note(&self, state: CameraState) {
+        self.running.store(state == CameraState::Running, Ordering::Release);
+    }
+
+    /// Whether looks may be expected: the camera runs and its frames are looked at.
+    pub fn is_watched(&self) -> bool {
+        self.detects() && self.running.load(Ordering::Acquire)
     }
 }
 

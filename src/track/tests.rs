@@ -47,12 +47,21 @@ impl Scene {
 
     /// Ticks twice a second, as the daemon does.
     fn wait(&mut self, from: f64, to: f64) -> Vec<Event> {
+        self.wait_so(from, to, true)
+    }
+
+    fn wait_so(&mut self, from: f64, to: f64, watched: bool) -> Vec<Event> {
         let ticks = ((to - from) * 2.0) as usize;
-        (1..=ticks).flat_map(|n| self.tick(from + n as f64 / 2.0)).collect()
+        (1..=ticks)
+            .flat_map(|n| {
+                let events = self.tracker.tick(self.at(from + n as f64 / 2.0), watched);
+                self.note(events)
+            })
+            .collect()
     }
 
     fn tick(&mut self, at: f64) -> Vec<Event> {
-        let events = self.tracker.tick(self.at(at));
+        let events = self.tracker.tick(self.at(at), true);
         self.note(events)
     }
 
@@ -410,6 +419,24 @@ fn nothing_ends_while_nothing_moves() {
     assert!(scene.wait(150.3, 270.0).is_empty());
     assert_eq!(scene.wait(270.0, 300.0).len(), 1);
     scene.lives();
+}
+
+/// A loss that is known of need not be told from a pause: short ones end nothing, longer ones do after lost_after.
+#[test]
+fn a_known_loss_ends_objects_after_lost_after_though_pauses_may_be_long() {
+    let mut scene = Scene::new(Tracking::default(), 1.0, 60.0);
+    scene.look(0.0, &[person(0.5)]);
+    scene.look(1.0, &[person(0.5)]);
+    assert!(scene.wait(1.3, 40.0).is_empty());
+    assert!(scene.wait_so(40.0, 44.0, false).is_empty() && scene.wait(44.0, 50.0).is_empty());
+    assert!(scene.wait_so(50.0, 55.0, false).is_empty());
+    assert_eq!(scene.wait_so(55.0, 56.0, false).len(), 1);
+    // Where looks are a minute apart, so that a short loss costs none, it has two of them.
+    let mut slow = Scene::new(Tracking::default(), 60.0, 60.0);
+    slow.look(0.0, &[person(0.5)]);
+    slow.look(60.0, &[person(0.5)]);
+    assert!(slow.wait_so(60.3, 180.0, false).is_empty());
+    assert_eq!(slow.wait_so(180.0, 181.0, false).len(), 1);
 }
 
 #[test]

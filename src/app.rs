@@ -170,7 +170,8 @@ impl Daemon {
         let drafts = Drafts::default();
         let detector = |_| Box::new(PaliGemmaDetector::new(model, limits.clone(), drafts.clone())) as Box<dyn Detector>;
         let detectors = (0..config.model.workers).map(detector).collect();
-        let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, publisher.clone(), metrics)?;
+        let followed = results::follow(&config.cameras, steer);
+        let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, followed, publisher.clone(), metrics)?;
         let workers = detect::start(detectors, max_batch, &jobs, &send, metrics)?;
         // From here on the workers alone hold these: when they end, so does what waits for them.
         drop((send, jobs));
@@ -270,7 +271,11 @@ fn start_source(
     shutdown: &Shutdown,
     metrics: &Metrics,
 ) -> Result<Source> {
-    let status = move |status| publisher.iter().for_each(|publisher| publisher.camera_status(&status));
+    let noted = asked.clone();
+    let status = move |status: CameraStatus| {
+        noted.note(status.state);
+        publisher.iter().for_each(|publisher| publisher.camera_status(&status));
+    };
     let hooks = hooks(&camera, asked, putter, status, metrics);
     source::start(camera, hooks, decoders, metrics, shutdown.clone())
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::base::redact::{self, SecretString};
-use crate::types::{CameraId, MinScore, Prompt};
+use crate::types::{CameraId, MinScore, Prompt, Tracking};
 
 pub use crate::types::{Device, Dtype, ModelSource};
 
@@ -134,6 +134,8 @@ pub struct CameraConfig {
     pub password: Option<SecretString>,
     /// A disabled camera is not opened.
     pub enabled: bool,
+    /// What becomes of its detections over time.
+    pub tracking: Tracking,
 }
 
 impl CameraConfig {
@@ -155,6 +157,7 @@ impl CameraConfig {
             username: None,
             password: None,
             enabled: true,
+            tracking: Tracking::default(),
         }
     }
 }

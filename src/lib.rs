@@ -12,4 +12,5 @@ pub mod model;
 pub mod mqtt;
 pub mod sink;
 pub mod source;
+pub mod track;
 pub mod types;

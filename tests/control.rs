@@ -24,7 +24,8 @@ fn say(broker: &Broker, messages: impl Iterator<Item = (String, Vec<u8>, bool)>)
     while !matches!(events.iter().next(), Some(Ok(Event::Outgoing(Outgoing::Disconnect)) | Err(_)) | None) {}
 }
 
-fn command(broker: &Broker, what: &str, payload: &[u8], retain: bool) {
+/// Tells the camera `street` what it is to do.
+pub fn command(broker: &Broker, what: &str, payload: &[u8], retain: bool) {
     say(broker, std::iter::once((format!("palisade/street/{what}/set"), payload.to_vec(), retain)));
 }
 

@@ -16,4 +16,5 @@ mod mqtt;
 mod serve;
 mod source;
 mod support;
+mod track;
 mod video_sinks;

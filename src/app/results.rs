@@ -1,25 +1,48 @@
-//! The thread behind the workers: numbers each answer, publishes it, gives the camera's ticket back, draws the frame and
-//! hands it to the sinks.
+//! The thread behind the workers: numbers each answer, publishes it and what it tells of the tracked objects, gives the
+//! camera's ticket back, draws the frame and hands it to the sinks.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
 
 use crate::annotate::Annotator;
+use crate::app::steer::{Asked, Steer};
 use crate::base::error::Result;
 use crate::base::mailbox::Ticket;
 use crate::base::metrics::Metrics;
 use crate::base::thread::{self, Thread};
+use crate::config::CameraConfig;
 use crate::detect::{Found, Job};
 use crate::mqtt::Publisher;
 use crate::sink::{Fanout, Picture};
-use crate::types::{CameraId, Looked};
+use crate::track::{Look, Pace, Tracker};
+use crate::types::{CameraId, Event, Looked};
 
 /// How long sinks may take to finish their files, once told.
 const SINKS: Duration = Duration::from_secs(4);
+
+/// How late an end is told of that no answer tells, as of a lost camera's objects.
+const TICK: Duration = Duration::from_millis(500);
+
+/// A camera's objects, and whether it is looked at.
+pub(super) struct Followed {
+    tracker: Tracker,
+    asked: Asked,
+}
+
+/// No objects yet, for each camera.
+pub(super) fn follow(cameras: &[CameraConfig], steer: &Steer) -> BTreeMap<CameraId, Followed> {
+    let follow = |camera: &CameraConfig| {
+        let longest = camera.motion.as_ref().map_or(camera.interval, |motion| motion.max_interval);
+        let pace = Pace { interval: camera.interval, longest };
+        let tracker = Tracker::new(camera.id.clone(), camera.tracking.clone(), pace);
+        (camera.id.clone(), Followed { tracker, asked: steer.asked(camera) })
+    };
+    cameras.iter().map(follow).collect()
+}
 
 /// The running thread.
 pub(super) struct Results {
@@ -34,11 +57,13 @@ impl Results {
         found: Receiver<Vec<Found>>,
         fanout: Fanout,
         annotator: Annotator,
+        followed: BTreeMap<CameraId, Followed>,
         publisher: Option<Publisher>,
         metrics: &Metrics,
     ) -> Result<Self> {
         let (cut, until) = bounded::<()>(0);
-        let mut step = Step { fanout, annotator, publisher, metrics: metrics.clone(), seqs: HashMap::new() };
+        let ticks = tick(TICK);
+        let mut step = Step { fanout, annotator, followed, publisher, metrics: metrics.clone(), seqs: HashMap::new() };
         let thread = thread::spawn("results", move || {
             loop {
                 select! {
@@ -46,6 +71,7 @@ impl Results {
                         Ok(batch) => step.step(batch),
                         Err(_) => break,
                     },
+                    recv(ticks) -> _ => step.follow(|one, now| one.tracker.tick(now, one.asked.is_watched())),
                     recv(until) -> _ => {
                         // What is answered already is not lost.
                         found.try_iter().for_each(|batch| step.step(batch));
@@ -53,6 +79,8 @@ impl Results {
                     }
                 }
             }
+            // Before the sinks are waited for: the ends must be on their way while the publisher is still open.
+            step.follow(|one, now| one.tracker.finish(now));
             step.fanout.finish(Instant::now() + SINKS);
         })?;
         Ok(Self { cut, thread })
@@ -75,6 +103,7 @@ impl Results {
 struct Step {
     fanout: Fanout,
     annotator: Annotator,
+    followed: BTreeMap<CameraId, Followed>,
     publisher: Option<Publisher>,
     metrics: Metrics,
     seqs: HashMap<CameraId, u64>,
@@ -118,7 +147,29 @@ impl Step {
         if let Some(publisher) = &self.publisher {
             publisher.looked(&looked);
         }
+        if let Some(one) = self.followed.get_mut(&looked.frame.camera) {
+            let events = one.tracker.step(&look(&looked));
+            self.tell(&events);
+        }
         (looked, ticket)
+    }
+
+    /// What there is to tell of each camera's objects at this moment.
+    fn follow(&mut self, what: impl Fn(&mut Followed, Instant) -> Vec<Event>) {
+        let now = Instant::now();
+        let cameras: Vec<CameraId> = self.followed.keys().cloned().collect();
+        for camera in cameras {
+            self.guarded(camera.clone(), |step| {
+                let events = step.followed.get_mut(&camera).map(|one| what(one, now)).unwrap_or_default();
+                step.tell(&events);
+            });
+        }
+    }
+
+    fn tell(&self, events: &[Event]) {
+        if let Some(publisher) = &self.publisher {
+            events.iter().for_each(|event| publisher.event(event));
+        }
     }
 
     fn picture(&self, looked: &Looked) -> Picture {
@@ -132,5 +183,17 @@ impl Step {
         let caption = format!("{}   {}   {count}", frame.camera, frame.captured.local());
         let image = Arc::new(self.annotator.draw(&frame.image, detections, &caption));
         Picture { camera: frame.camera.clone(), captured: frame.captured, image }
+    }
+}
+
+fn look(looked: &Looked) -> Look<'_> {
+    let frame = &looked.frame;
+    Look {
+        received: frame.received,
+        now: Instant::now(),
+        captured: frame.captured,
+        frame: frame.image.dimensions(),
+        prompt: &looked.prompt,
+        detections: &looked.answer.detections,
     }
 }

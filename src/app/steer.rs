@@ -1,5 +1,6 @@
-//! What commands change while the daemon runs: each camera's prompt, and whether it is looked at. Kept in the state folder,
-//! so that a restart forgets nothing; a prompt that is edited in the configuration wins over an older command.
+//! What changes while the daemon runs: each camera's prompt, and whether it is looked at. What commands change is kept in
+//! the state folder, so that a restart forgets nothing; a prompt that is edited in the configuration wins over an older
+//! command.
 //!
 //! A command is in force at once. The thread `control` writes it down: whoever heard it waits for no disk.
 
@@ -18,7 +19,7 @@ use crate::base::thread::{self, Thread};
 use crate::base::whole;
 use crate::config::CameraConfig;
 use crate::mqtt::{Command, Steering, Watched};
-use crate::types::{CameraId, Prompt};
+use crate::types::{CameraId, CameraState, Prompt};
 
 /// Between two tries at a disk that did not take the commands.
 const RETRY: Duration = Duration::from_secs(10);
@@ -34,12 +35,14 @@ const FILE: &str = "control.json";
 pub struct Asked {
     prompt: Arc<Mutex<Arc<Prompt>>>,
     detect: Arc<AtomicBool>,
+    running: Arc<AtomicBool>,
 }
 
 impl Asked {
     /// As configured.
     pub fn of(camera: &CameraConfig) -> Self {
-        Self { prompt: Arc::new(Mutex::new(Arc::new(camera.prompt.clone()))), detect: Arc::new(AtomicBool::new(camera.enabled)) }
+        let prompt = Arc::new(Mutex::new(Arc::new(camera.prompt.clone())));
+        Self { prompt, detect: Arc::new(AtomicBool::new(camera.enabled)), running: Arc::default() }
     }
 
     /// The prompt in force.
@@ -50,6 +53,16 @@ impl Asked {
     /// Whether frames are looked at.
     pub fn detects(&self) -> bool {
         self.detect.load(Ordering::Acquire)
+    }
+
+    /// The camera is in this state now.
+    pub fn note(&self, state: CameraState) {
+        self.running.store(state == CameraState::Running, Ordering::Release);
+    }
+
+    /// Whether looks may be expected: the camera runs and its frames are looked at.
+    pub fn is_watched(&self) -> bool {
+        self.detects() && self.running.load(Ordering::Acquire)
     }
 }
 

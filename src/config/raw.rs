@@ -1,6 +1,7 @@
 //! From the file's text to the checked configuration; every rule about a key stands here, beside the key.
 
 mod camera;
+mod track;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use crate::config::{
     Checks, ClientCertificate, Config, CustomConfig, Device, Dtype, Durable, FileConfig, LogConfig, LogFormat, ModelConfig, ModelSource,
     MqttConfig, MqttVersion, OutputConfig, RtspConfig, SnapshotConfig, TlsConfig,
 };
+use crate::types::Tracking;
 
 const DAY: f64 = 86_400.0;
 
@@ -46,7 +48,8 @@ pub(super) fn parse(text: &str, env: Env<'_>, checks: &Checks<'_>) -> Result<Con
     let (model, labels) = model(root.section("model"), outside);
     let written = root.sections("camera");
     let count = written.len();
-    let cameras = camera::cameras(&root, written, outside);
+    let tracking = track::rules(root.section("track"), &Tracking::default());
+    let cameras = camera::cameras(&root, written, &tracking, outside);
     labels.check(&cameras, count);
     let output = output(root.section("output"), count > 1, outside);
     let config = Config { model, cameras, output, mqtt: mqtt(root.section("mqtt"), outside), log: log(root.section("log")) };

@@ -211,21 +211,27 @@ impl<'d, 'a> Section<'d, 'a> {
             self.wrong_type(key, offset, value, right);
             return Vec::new();
         };
-        let share = |value: &Spanned<DeValue<'_>>| number(value.get_ref()).filter(|number| (0.0..=1.0).contains(number));
-        let point = |value: &Spanned<DeValue<'_>>| match value.get_ref().as_array()?.iter().as_slice() {
-            [x, y] => Some([share(x)?, share(y)?]),
-            _ => None,
-        };
         let polygon = |(index, value): (usize, &Spanned<DeValue<'_>>)| {
-            let points: Option<Vec<[f64; 2]>> = value.get_ref().as_array().and_then(|points| points.iter().map(point).collect());
-            let polygon = points.filter(|points| points.len() >= 3);
+            let polygon = corners(value.get_ref());
             if polygon.is_none() {
-                let message = "is no polygon; must be three points [x, y] or more, in shares 0..=1 of the picture";
-                self.fault(&format!("{key}[{index}]"), value.span().start, message);
+                self.fault(&format!("{key}[{index}]"), value.span().start, NO_POLYGON);
             }
             polygon
         };
         polygons.iter().enumerate().filter_map(polygon).collect()
+    }
+
+    /// One polygon, which must be there.
+    pub(super) fn polygon(&mut self, key: &'static str) -> Option<Vec<[f64; 2]>> {
+        let Some((value, offset)) = self.value(key) else {
+            self.missing(key, "a polygon such as [[0.0, 0.0], [0.5, 0.0], [0.0, 0.3]]");
+            return None;
+        };
+        let polygon = corners(value);
+        if polygon.is_none() {
+            self.fault(key, offset, NO_POLYGON);
+        }
+        polygon
     }
 
     pub(super) fn integer(&mut self, key: &'static str, range: RangeInclusive<u64>, default: u64) -> u64 {
@@ -320,6 +326,19 @@ pub(super) fn nearest<'n>(written: &str, names: impl Iterator<Item = &'n str>) -
 pub(super) fn quoted(key: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     if !key.is_empty() && key.bytes().all(plain) { key.to_owned() } else { format!("{key:?}") }
+}
+
+const NO_POLYGON: &str = "is no polygon; must be three points [x, y] or more, in shares 0..=1 of the picture";
+
+/// The points of a polygon; `None` where it is none.
+fn corners(value: &DeValue<'_>) -> Option<Vec<[f64; 2]>> {
+    let share = |value: &Spanned<DeValue<'_>>| number(value.get_ref()).filter(|number| (0.0..=1.0).contains(number));
+    let point = |value: &Spanned<DeValue<'_>>| match value.get_ref().as_array()?.iter().as_slice() {
+        [x, y] => Some([share(x)?, share(y)?]),
+        _ => None,
+    };
+    let points: Option<Vec<[f64; 2]>> = value.as_array()?.iter().map(point).collect();
+    points.filter(|points| points.len() >= 3)
 }
 
 /// A number, whole or not.

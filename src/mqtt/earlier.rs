@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::base::error::{Context, Kind, Result};
+use crate::base::sync;
 use crate::base::thread::{self, Thread};
 use crate::base::whole;
 use crate::mqtt::pending::Desk;
@@ -112,11 +113,11 @@ pub fn start(folder: &Path, desk: Arc<Desk>, always: Vec<String>) -> Result<Note
 /// Waits for the next look; returns whether it is the last.
 fn stopped(stop: &(Mutex<bool>, Condvar)) -> bool {
     let (flag, changed) = stop;
-    let flag = flag.lock().unwrap_or_else(PoisonError::into_inner);
+    let flag = sync::lock(flag);
     if *flag {
         return true;
     }
-    *changed.wait_timeout(flag, LOOK).unwrap_or_else(PoisonError::into_inner).0
+    *sync::wait_timeout(changed, flag, LOOK)
 }
 
 struct Writer {
@@ -160,7 +161,7 @@ impl Notes {
     }
 
     fn end(&self) {
-        *self.stop.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *sync::lock(&self.stop.0) = true;
         self.stop.1.notify_all();
     }
 }

@@ -28,8 +28,13 @@ impl MinScore {
 
     /// A label as it is compared.
     pub fn key(label: &str) -> String {
-        label.trim().to_lowercase()
+        label_key(label)
     }
+}
+
+/// A label as it is compared: trimmed and without regard to case.
+pub fn label_key(label: &str) -> String {
+    label.trim().to_lowercase()
 }
 
 impl From<f32> for MinScore {

@@ -5,23 +5,28 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::base::redact::SecretString;
-use crate::config::raw::{DAY, Outside, password};
+use crate::config::raw::{DAY, Outside, password, track};
 use crate::config::reader::{At, Section};
 use crate::config::uri::{self, Located};
 use crate::config::{CameraConfig, Decode, DecoderKind, Input, MotionConfig, Transport};
-use crate::types::{CameraId, Prompt};
+use crate::types::{CameraId, Prompt, Tracking};
 
 /// Keys that say how a URI is opened; a fragment's elements have properties for the like.
 const OF_URIS: [&str; 6] = ["loop", "transport", "ca_file", "username", "password", "password_file"];
 
 /// Every camera that can be used; those that cannot have their faults.
-pub(super) fn cameras(root: &Section<'_, '_>, sections: Vec<Section<'_, '_>>, outside: &Outside<'_>) -> Vec<CameraConfig> {
+pub(super) fn cameras(
+    root: &Section<'_, '_>,
+    sections: Vec<Section<'_, '_>>,
+    tracking: &Tracking,
+    outside: &Outside<'_>,
+) -> Vec<CameraConfig> {
     let written = sections.len();
     if written == 0 {
         root.missing("camera", "at least one [[camera]] with id, uri and prompt");
     }
     let mut known = Known::default();
-    let cameras: Vec<CameraConfig> = sections.into_iter().filter_map(|section| camera(section, &mut known, outside)).collect();
+    let cameras: Vec<CameraConfig> = sections.into_iter().filter_map(|section| camera(section, &mut known, tracking, outside)).collect();
     if cameras.len() == written && written > 0 && cameras.iter().all(|camera| !camera.enabled) {
         root.fault("camera", 0, "has only disabled ones; must have at least one with enabled = true");
     }
@@ -46,7 +51,7 @@ struct Opening {
     password: Option<SecretString>,
 }
 
-fn camera(mut section: Section<'_, '_>, known: &mut Known, outside: &Outside<'_>) -> Option<CameraConfig> {
+fn camera(mut section: Section<'_, '_>, known: &mut Known, tracking: &Tracking, outside: &Outside<'_>) -> Option<CameraConfig> {
     const DECODE: [(&str, Decode); 3] = [("auto", Decode::Auto), ("keyframes", Decode::Keyframes), ("all", Decode::All)];
     const DECODER: [(&str, DecoderKind); 5] = [
         ("software", DecoderKind::Software),
@@ -65,6 +70,7 @@ fn camera(mut section: Section<'_, '_>, known: &mut Known, outside: &Outside<'_>
     let max_width = section.holds("max_width").then(|| section.integer("max_width", 64..=8192, 64) as u32);
     let frozen_after = section.holds("frozen_after").then(|| Duration::from_secs_f64(section.number("frozen_after", 1.0..=DAY, DAY)));
     let enabled = section.flag("enabled", true).value;
+    let tracking = track::camera(&mut section, prompt.as_ref(), tracking);
     section.finish();
     let Opening { input, looped, transport, ca_file, username, password } = opening?;
     Some(CameraConfig {
@@ -80,6 +86,7 @@ fn camera(mut section: Section<'_, '_>, known: &mut Known, outside: &Outside<'_>
         username,
         password,
         enabled,
+        tracking,
         ..CameraConfig::new(id?, input, prompt?)
     })
 }

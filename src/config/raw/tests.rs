@@ -396,6 +396,8 @@ fn the_shipped_example_is_valid_and_states_the_defaults() {
         (camera.interval, camera.decode, camera.decoder, camera.transport, camera.max_width, camera.frozen_after, camera.looped)
     };
     assert_eq!(read_from(&config), read_from(&bare));
+    assert_eq!(config.cameras[0].tracking, bare.cameras[0].tracking);
+    assert_eq!(bare.cameras[0].tracking, crate::types::Tracking::default());
     assert_eq!((config.model.max_new_tokens, config.model.workers, config.model.min_score), (100, 1, MinScore::default()));
 }
 
@@ -436,4 +438,64 @@ fn labels_of_free_tasks_and_of_faulty_cameras_are_not_judged() {
     assert!(read(&format!("{scores}{segment}")).is_ok());
     let found = faults(&format!("{scores}{CAMERA}interval = 0\n{}", CAMERA.replace("detect cat; dog", "")));
     assert!(found.len() == 3 && !found.iter().any(|fault| fault.contains("min_scores")), "{found:?}");
+}
+
+#[test]
+fn a_camera_tracks_as_all_do_but_for_what_it_says() {
+    let second = CAMERA.replace("street", "yard");
+    let text = format!(
+        "[model]\npath = \"samples\"\n[track]\nlost_after = 8\nheartbeat = 0\nupdate_moved = 2\n{CAMERA}\
+         [camera.track]\nlost_after = 20\nconfirm_looks = 3\nstart_score = 0.6\n\
+         [[camera.zone]]\nname = \"gate\"\npoints = [[0, 0.5], [0.4, 0.5], [0, 1]]\nlabels = [\" Cat\"]\nloitering = 4\n\
+         [[camera.ignore]]\npoints = [[0.9, 0], [1, 0], [1, 0.2]]\n\
+         [[camera.filter]]\nlabel = \"Dog\"\nmin_area = 0.01\nmax_ratio = 2.5\n{second}"
+    );
+    let config = read(&text).map_err(|faults| format!("{faults:?}")).unwrap();
+    let (street, yard) = (&config.cameras[0].tracking, &config.cameras[1].tracking);
+    let seconds = |tracking: &crate::types::Tracking| tracking.lost_after.as_secs();
+    assert_eq!((seconds(street), seconds(yard), street.confirm_looks, yard.confirm_looks), (20, 8, 3, 2));
+    assert_eq!((street.start_score, street.updates.heartbeat, street.updates.moved), (0.6, None, Some(2.0)));
+    let zone = &street.zones[0];
+    assert_eq!((&*zone.name, &zone.area.labels[..], zone.area.points[1]), ("gate", &["cat".to_owned()][..], [0.4, 0.5]));
+    assert_eq!((zone.inertia, zone.loitering), (Duration::ZERO, Duration::from_secs(4)));
+    assert!(street.ignores[0].labels.is_empty() && street.ignores[0].points.len() == 3);
+    let filter = &street.filters[0];
+    assert_eq!((&*filter.label, filter.min_area, filter.max_area, filter.min_ratio, filter.max_ratio), ("dog", 0.01, 1.0, 0.0, 2.5));
+    assert!(yard.zones.is_empty() && yard.ignores.is_empty() && yard.filters.is_empty() && yard.updates == street.updates);
+}
+
+#[test]
+fn mistakes_about_objects_are_told_with_their_place() {
+    let text = format!(
+        "[model]\npath = \"samples\"\n[track]\nconfirm_looks = 0\nlost_after = \"5\"\nstart_score = 0.1\nlost_aftr = 3\n{CAMERA}\
+         [camera.track]\nkeep_score = 0.4\n\
+         [[camera.zone]]\nname = \"gate\"\npoints = [[0, 0.5], [0.4, 0.5]]\n\
+         [[camera.zone]]\nname = \"Gate\"\npoints = [[0, 0.5], [0.4, 0.5], [0, 1]]\nlabels = [\"cats\"]\ninertia = -1\n\
+         [[camera.zone]]\nlabels = []\n\
+         [[camera.ignore]]\npoints = [[0, 0.5], [0.4, 0.5], [0, 2]]\nname = \"x\"\n\
+         [[camera.filter]]\nmin_area = 0.5\nmax_area = 0.2\n[[camera.filter]]\nlabel = \"bus\"\n\
+         [[camera.filter]]\nlabel = \"dog\"\n[[camera.filter]]\nlabel = \"DOG\"\n"
+    );
+    let polygon = "is no polygon; must be three points [x, y] or more, in shares 0..=1 of the picture";
+    let expected = [
+        "line 4: track.confirm_looks is 0; must be in 1..=100".to_owned(),
+        "line 5: track.lost_after is a string; must be a number in 0.1..=86400".to_owned(),
+        "line 6: track.start_score is 0.1; must be at least keep_score, 0.15".to_owned(),
+        "line 7: track.lost_aftr is not a known key; did you mean lost_after?".to_owned(),
+        "line 13: camera[0].track.keep_score is 0.4; must be at most start_score, 0.1".to_owned(),
+        format!("line 16: camera[0].zone[0].points {polygon}"),
+        "line 18: camera[0].zone[1].name is \"Gate\" once more; each zone of a camera needs its own".to_owned(),
+        "line 20: camera[0].zone[1].labels has \"cats\", which the camera does not ask for; did you mean cat?".to_owned(),
+        "line 21: camera[0].zone[1].inertia is -1; must be in 0..=86400".to_owned(),
+        "line 22: camera[0].zone[2].name is missing; must be the zone's name, such as \"gate\"".to_owned(),
+        "line 22: camera[0].zone[2].points is missing; must be a polygon such as [[0.0, 0.0], [0.5, 0.0], [0.0, 0.3]]".to_owned(),
+        "line 23: camera[0].zone[2].labels is empty; must name at least one, or be left out for all".to_owned(),
+        format!("line 25: camera[0].ignore[0].points {polygon}"),
+        "line 26: camera[0].ignore[0].name is not a known key; known here: labels, points".to_owned(),
+        "line 27: camera[0].filter[0].label is missing; must be the label that it is for".to_owned(),
+        "line 28: camera[0].filter[0].min_area is 0.5; must be at most max_area, 0.2".to_owned(),
+        "line 31: camera[0].filter[1].label has \"bus\", which the camera does not ask for; asked for: cat, dog".to_owned(),
+        "line 35: camera[0].filter[3].label is \"DOG\" once more; a label has one filter".to_owned(),
+    ];
+    assert_eq!(faults(&text), expected);
 }

@@ -1,6 +1,7 @@
 //! The MQTT stage against a real mosquitto: what is published, in what order, and that a broker which is away, dies,
 //! freezes or refuses costs neither a record nor a moment of the caller's time.
 
+mod away;
 mod backlog;
 mod consumer;
 mod disk;

@@ -176,6 +176,11 @@ impl Broker {
         self.reap();
     }
 
+    /// After `kill9`: it knows nothing any more, no retained message and no session, as where nothing is persistent.
+    pub fn forget(&self) {
+        fs::remove_file(self.path("mosquitto.db")).ok();
+    }
+
     /// Stops its process; its sockets stay open and take data until their buffers are full.
     pub fn freeze(&self) {
         self.signal("STOP");
@@ -373,6 +378,11 @@ impl Subscriber {
     /// Everything so far on one topic.
     pub fn on(&self, topic: &str) -> Vec<Received> {
         self.messages().into_iter().filter(|message| message.topic == topic).collect()
+    }
+
+    /// How often it has subscribed: once more after each loss.
+    pub fn subscriptions(&self) -> usize {
+        self.inbox.0.lock().unwrap().subscriptions
     }
 
     /// Waits until `condition` holds for what came so far; panics with `what` and the newest messages after `LONG`.

@@ -59,6 +59,7 @@ pub fn start(parts: Parts) -> Result<Thread> {
         store: None,
         rests: None,
         told: false,
+        ending: false,
         file: None,
         next_try: now,
         tries: 0,
@@ -85,6 +86,8 @@ struct Keeper {
     rests: Option<Instant>,
     /// That it takes nothing was told.
     told: bool,
+    /// One try is left.
+    ending: bool,
     /// The file that was open last, and how its records are numbered.
     file: Option<(u128, [u64; 2])>,
     next_try: Instant,
@@ -102,8 +105,8 @@ impl Keeper {
         while self.parts.desk.wait_for_work(GROUP) {
             self.step();
         }
-        // What came last.
-        (self.rests, self.next_try) = (None, Instant::now());
+        // What came last, to a disk that took nothing the last time too.
+        (self.rests, self.next_try, self.ending) = (None, Instant::now(), true);
         self.step();
         let left = self.parts.desk.lock().outbox().waiting().0;
         if let Some(store) = self.store.take() {
@@ -121,6 +124,9 @@ impl Keeper {
         if self.rests.is_none_or(|until| until <= Instant::now()) {
             self.rests = None;
             self.save();
+        }
+        if self.ending {
+            return;
         }
         Class::ALL.into_iter().for_each(|class| self.load(class));
     }
@@ -215,8 +221,10 @@ impl Keeper {
         self.close(deletes);
         self.rests = Some(Instant::now() + self.parts.retry);
         self.next_try = Instant::now();
-        self.reopen();
-        self.parts.desk.bell.notify_one();
+        if !self.ending {
+            self.reopen();
+            self.parts.desk.bell.notify_one();
+        }
     }
 
     fn reopen(&mut self) -> bool {

@@ -238,12 +238,14 @@ fn a_file_that_ends_in_the_middle() {
         assert!(positions < 1000 && open.count("teardowns_abandoned") == 0);
         open.stop();
     }
-    // An MP4 file has its table at its end: half of one is none, and is said to be.
+    // An MP4 file has its table at its end: half of one is none, and is said to be. But parsebin swallows what a demuxer
+    // complains of while it is being linked, and a demuxer may be that fast: then the watchdog has to notice.
     let path = clip(dir.path(), "a.mp4", 40, 20, 5);
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     let open = open(file(&path));
-    assert!(open.reach(CameraState::Backoff).reason.contains("a.mp4"));
+    let told = open.reach(CameraState::Backoff);
+    assert!(told.reason.contains("a.mp4") || told.reason.contains("no picture within"), "{told:?}");
     std::fs::write(&path, &bytes).unwrap();
     recovers("half a file", &open, Instant::now());
     open.stop();

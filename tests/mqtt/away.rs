@@ -23,7 +23,7 @@ const GROWTH: u64 = 8 * 1024;
 fn config(broker: &Broker) -> String {
     let camera = |id: usize| {
         format!(
-            "[[camera]]\nid = \"c{id}\"\npipeline = \"videotestsrc is-live=true pattern=ball ! video/x-raw,width=160,height=120,framerate=10/1\"\n\
+            "[[camera]]\nid = \"c{id}\"\npipeline = \"videotestsrc is-live=true pattern=ball ! video/x-raw,width=160,height=120,framerate=10/1 ! videoconvert\"\n\
              prompt = \"detect cat\"\ninterval = {}\n",
             1.0 / LOOKS as f64
         )

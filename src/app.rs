@@ -5,6 +5,7 @@ pub mod check;
 pub mod demo;
 pub mod log;
 pub mod oneshot;
+mod portrait;
 pub mod serve;
 pub mod topics;
 

@@ -4,6 +4,7 @@ pub mod backoff;
 pub mod clock;
 pub mod error;
 pub mod hash;
+pub mod jpeg;
 pub mod mailbox;
 pub mod memory;
 pub mod metrics;

@@ -303,6 +303,8 @@ pub struct MqttConfig {
     pub state_dir: Option<PathBuf>,
     /// Commands are heard.
     pub control: bool,
+    /// A picture of the newest object of each label is published.
+    pub snapshots: bool,
     /// Time between two `stats` messages.
     pub stats_interval: Duration,
     /// First level(s) of Home Assistant's discovery topics; `None`: no discovery.

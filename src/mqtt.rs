@@ -151,6 +151,7 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         metrics: metrics.clone(),
         discovery: config.discovery_prefix.clone(),
         control: config.control.then(Mutex::default),
+        snapshots: config.snapshots,
         steering: OnceLock::new(),
         cameras: Mutex::default(),
         lanes: Lanes::new(metrics),
@@ -167,7 +168,7 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         publisher.watch(camera);
     }
     let topics = &publisher.0.topics;
-    let always: Vec<String> = std::iter::once(topics.status()).chain(topics.frigate_available()).collect();
+    let always: Vec<String> = std::iter::once(topics.status()).chain(topics.frigate_available()).chain(publisher.pictures()).collect();
     publisher.clear(&told, &always);
     let notes = config.state_dir.as_deref().map(|folder| earlier::start(folder, publisher.0.desk.clone(), always)).transpose()?;
     warn_of_clear_text(&config);
@@ -319,6 +320,7 @@ pub(crate) mod tests {
             discovery_prefix: None,
             frigate_prefix: None,
             control: false,
+            snapshots: true,
             max_packet: 256 * 1024,
             backlog_rate: 1000,
         }

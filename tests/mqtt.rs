@@ -12,6 +12,7 @@ mod event;
 mod frigate;
 mod outage;
 mod schema;
+mod snapshot;
 mod state;
 mod tail;
 mod version5;

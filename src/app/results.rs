@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
 
 use crate::annotate::Annotator;
+use crate::app::portrait::{self, Portraits};
 use crate::app::steer::{Asked, Steer};
 use crate::base::error::Result;
 use crate::base::mailbox::Ticket;
@@ -63,7 +64,15 @@ impl Results {
     ) -> Result<Self> {
         let (cut, until) = bounded::<()>(0);
         let ticks = tick(TICK);
-        let mut step = Step { fanout, annotator, followed, publisher, metrics: metrics.clone(), seqs: HashMap::new() };
+        let mut step = Step {
+            fanout,
+            annotator,
+            followed,
+            publisher,
+            metrics: metrics.clone(),
+            seqs: HashMap::new(),
+            portraits: Portraits::default(),
+        };
         let thread = thread::spawn("results", move || {
             loop {
                 select! {
@@ -107,6 +116,13 @@ struct Step {
     publisher: Option<Publisher>,
     metrics: Metrics,
     seqs: HashMap<CameraId, u64>,
+    portraits: Portraits,
+}
+
+/// An answer that has its number, with what it tells of the objects.
+struct Numbered {
+    looked: Looked,
+    events: Vec<Event>,
 }
 
 impl Step {
@@ -116,13 +132,16 @@ impl Step {
     /// once. One by one, the first to return would be looked at alone and the others would wait for it. No camera's
     /// frames can overtake each other here.
     fn step(&mut self, batch: Vec<Found>) {
-        let numbered: Vec<(Looked, Ticket)> =
+        let numbered: Vec<(Numbered, Ticket)> =
             batch.into_iter().filter_map(|one| self.guarded(one.job.frame.camera.clone(), |step| step.deal(one))).collect();
-        let (looked, tickets): (Vec<Looked>, Vec<Ticket>) = numbered.into_iter().unzip();
+        let (numbered, tickets): (Vec<Numbered>, Vec<Ticket>) = numbered.into_iter().unzip();
         Ticket::give_back(tickets);
-        if !self.fanout.is_empty() {
-            for one in &looked {
-                self.guarded(one.frame.camera.clone(), |step| step.fanout.offer(&step.picture(one)));
+        for Numbered { looked, events } in numbered {
+            let camera = looked.frame.camera.clone();
+            // The picture of an object is on its way before the event that names it.
+            self.guarded(camera.clone(), |step| step.tell(events, Some(&looked)));
+            if !self.fanout.is_empty() {
+                self.guarded(camera, |step| step.fanout.offer(&step.picture(&looked)));
             }
         }
     }
@@ -136,7 +155,7 @@ impl Step {
         dealt
     }
 
-    fn deal(&mut self, found: Found) -> (Looked, Ticket) {
+    fn deal(&mut self, found: Found) -> (Numbered, Ticket) {
         let Found { job: Job { frame, prompt }, answer, queued, inference, ticket } = found;
         let seq = self.seqs.entry(frame.camera.clone()).or_default();
         *seq += 1;
@@ -147,11 +166,9 @@ impl Step {
         if let Some(publisher) = &self.publisher {
             publisher.looked(&looked);
         }
-        if let Some(one) = self.followed.get_mut(&looked.frame.camera) {
-            let events = one.tracker.step(&look(&looked));
-            self.tell(&events);
-        }
-        (looked, ticket)
+        let followed = self.followed.get_mut(&looked.frame.camera);
+        let events = followed.map(|one| one.tracker.step(&look(&looked))).unwrap_or_default();
+        (Numbered { looked, events }, ticket)
     }
 
     /// What there is to tell of each camera's objects at this moment.
@@ -161,29 +178,46 @@ impl Step {
         for camera in cameras {
             self.guarded(camera.clone(), |step| {
                 let events = step.followed.get_mut(&camera).map(|one| what(one, now)).unwrap_or_default();
-                step.tell(&events);
+                step.tell(events, None);
             });
         }
     }
 
-    fn tell(&self, events: &[Event]) {
-        if let Some(publisher) = &self.publisher {
-            events.iter().for_each(|event| publisher.event(event));
+    /// Publishes events; those of a look with pictures of their objects, where that is the best so far.
+    fn tell(&mut self, mut events: Vec<Event>, looked: Option<&Looked>) {
+        let Some(publisher) = &self.publisher else { return };
+        let mut jpeg = None;
+        for event in &mut events {
+            let topic = publisher.snapshot_topic(&event.camera, &event.track.label);
+            if let (true, Some(looked), Some(_)) = (self.portraits.is_due(event), looked, &topic) {
+                let jpeg = jpeg.get_or_insert_with(|| {
+                    portrait::draw(&self.annotator, &looked.frame.image, &looked.answer.detections, &caption(looked))
+                });
+                match jpeg {
+                    Ok(jpeg) => publisher.snapshot(&event.camera, &event.track.label, jpeg),
+                    Err(error) => tracing::debug!(camera = %event.camera, "{}", error.chain()),
+                }
+            }
+            event.snapshot = topic.filter(|_| self.portraits.shows(event));
+            publisher.event(event);
         }
     }
 
     fn picture(&self, looked: &Looked) -> Picture {
         let frame = &looked.frame;
-        let detections = &looked.answer.detections;
-        let count = match detections.len() {
-            0 => "nothing found".to_owned(),
-            1 => "1 object".to_owned(),
-            many => format!("{many} objects"),
-        };
-        let caption = format!("{}   {}   {count}", frame.camera, frame.captured.local());
-        let image = Arc::new(self.annotator.draw(&frame.image, detections, &caption));
+        let image = Arc::new(self.annotator.draw(&frame.image, &looked.answer.detections, &caption(looked)));
         Picture { camera: frame.camera.clone(), captured: frame.captured, image }
     }
+}
+
+/// What stands at the foot of a picture.
+fn caption(looked: &Looked) -> String {
+    let count = match looked.answer.detections.len() {
+        0 => "nothing found".to_owned(),
+        1 => "1 object".to_owned(),
+        many => format!("{many} objects"),
+    };
+    format!("{}   {}   {count}", looked.frame.camera, looked.frame.captured.local())
 }
 
 fn look(looked: &Looked) -> Look<'_> {

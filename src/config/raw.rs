@@ -260,6 +260,7 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
     let max_packet = section.integer("max_packet", 1024..=268_435_455, 256 * 1024) as usize;
     let backlog_rate = section.integer("backlog_rate", 1..=100_000, 1000) as u32;
     let control = section.flag("control", false).value;
+    let snapshots = section.flag("snapshots", true).value;
     let state_dir = section.text("state_dir").map(|text| PathBuf::from(text.value));
     let durable = section.choice("durable", &[("all", Durable::All), ("events", Durable::Events), ("none", Durable::None)], Durable::All);
     let stats_interval = Duration::from_secs_f64(section.number("stats_interval", 1.0..=DAY, 60.0));
@@ -293,6 +294,7 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
         durable,
         state_dir: Some(state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR))),
         control,
+        snapshots,
         stats_interval,
         discovery_prefix,
         frigate_prefix,

@@ -28,6 +28,8 @@ struct Camera {
     all: Option<usize>,
     /// Slugs of labels that were asked for before and are no longer.
     gone: BTreeSet<String>,
+    /// Slugs of labels that there is a picture of on the broker.
+    pictured: BTreeSet<String>,
     /// Its frames are not looked at: what one shows that was under way counts no more.
     off: bool,
     fps: f64,
@@ -83,6 +85,9 @@ impl Cameras {
         let mut payloads = vec![(topics.prompt_state(id), watched.prompt.text().into()), (topics.detect_state(id), state.into())];
         for slug in gone.into_keys() {
             tell(&mut payloads, topics, id, &slug, "");
+            if camera.pictured.remove(&slug) {
+                payloads.extend(topics.snapshots(id, &slug).into_iter().map(|topic| (topic, Vec::new())));
+            }
             camera.leave(slug);
         }
         for label in &camera.labels {
@@ -133,6 +138,26 @@ impl Cameras {
     pub fn end(&mut self, topics: &Topics) -> Payloads {
         let ids: Vec<CameraId> = self.0.keys().cloned().collect();
         ids.iter().flat_map(|id| self.looked(id, &[], topics)).collect()
+    }
+
+    /// The slug of a label that a camera is asked for; `None` for the model's own words.
+    pub fn slug(&self, id: &CameraId, label: &str) -> Option<&str> {
+        let key = label::key(label);
+        self.0.get(id)?.labels.iter().find(|label| label.key == key).map(|label| label.slug.as_str())
+    }
+
+    /// Takes in that there is a picture of a label on the broker.
+    pub fn pictured(&mut self, id: &CameraId, slug: &str) {
+        self.0.entry(id.clone()).or_default().pictured.insert(slug.to_owned());
+    }
+
+    /// Where there are pictures of labels that are asked for.
+    pub fn pictures(&self, topics: &Topics) -> Vec<String> {
+        let of = |(id, camera): (&CameraId, &Camera)| {
+            let asked = camera.pictured.iter().filter(|slug| camera.labels.iter().any(|label| label.slug == **slug));
+            asked.flat_map(|slug| topics.snapshots(id, slug)).collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(of).collect()
     }
 
     /// Whether there is such a camera.

@@ -30,6 +30,8 @@ pub struct Device<'a> {
     pub gone: &'a [&'a str],
     /// Whether commands are heard.
     pub control: bool,
+    /// Whether pictures are published.
+    pub snapshots: bool,
 }
 
 #[derive(Serialize)]
@@ -90,6 +92,10 @@ struct Component {
     #[serde(skip_serializing_if = "Option::is_none")]
     command_topic: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    image_topic: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     max: Option<u8>,
 }
 
@@ -111,7 +117,7 @@ pub fn config(device: &Device<'_>) -> Vec<u8> {
     let mut cmps = Map::new();
     for (key, component) in device.entities() {
         // Keys are unique within the device alone, ids among all.
-        let unique_id = component.state_topic.is_some().then(|| format!("{identifier}_{key}"));
+        let unique_id = (component.state_topic.is_some() || component.image_topic.is_some()).then(|| format!("{identifier}_{key}"));
         cmps.insert(key, serde_json::to_value(Component { unique_id, ..component }).unwrap_or_default());
     }
     let wire = ConfigWire {
@@ -141,10 +147,14 @@ impl Device<'_> {
         for label in self.labels {
             entities.push((occupancy_key(&label.slug), self.occupancy(label)));
             entities.push((count_key(&label.slug), self.count(label)));
+            if self.snapshots {
+                entities.push((snapshot_key(&label.slug), self.snapshot(label)));
+            }
         }
         for slug in self.gone {
             entities.push((occupancy_key(slug), Component { p: "binary_sensor", ..Component::default() }));
             entities.push((count_key(slug), Component { p: "sensor", ..Component::default() }));
+            entities.push((snapshot_key(slug), Component { p: "image", ..Component::default() }));
         }
         entities
     }
@@ -221,6 +231,16 @@ impl Device<'_> {
         }
     }
 
+    fn snapshot(&self, label: &Label) -> Component {
+        Component {
+            p: "image",
+            name: Some(format!("{} snapshot", label.name)),
+            image_topic: Some(self.topics.snapshot(self.camera, &label.slug)),
+            content_type: Some("image/jpeg"),
+            ..Component::default()
+        }
+    }
+
     fn count(&self, label: &Label) -> Component {
         Component {
             p: "sensor",
@@ -231,6 +251,10 @@ impl Device<'_> {
             ..Component::default()
         }
     }
+}
+
+fn snapshot_key(slug: &str) -> String {
+    format!("snapshot_{slug}")
 }
 
 fn occupancy_key(slug: &str) -> String {
@@ -254,7 +278,8 @@ mod tests {
         let (camera, topics) = (CameraId::new("street").unwrap(), Topics::new("site/north"));
         assert_eq!(topic("homeassistant", &topics, &camera), "homeassistant/device/site_north_street/config");
         let labels = [Label { name: "traffic light".to_owned(), slug: "traffic_light".to_owned(), key: "traffic_light".to_owned() }];
-        let device = Device { camera: &camera, topics: &topics, model: "a/model", labels: &labels, gone: &["cat"], control: false };
+        let device =
+            Device { camera: &camera, topics: &topics, model: "a/model", labels: &labels, gone: &["cat"], control: false, snapshots: true };
         let value: Value = serde_json::from_slice(&config(&device)).unwrap();
         assert_eq!(value["dev"]["identifiers"], json!(["site_north_street"]));
         assert_eq!((&value["dev"]["model"], &value["o"]["name"]), (&json!("a/model"), &json!("palisade")));
@@ -270,6 +295,12 @@ mod tests {
         assert_eq!(value["cmps"]["status"]["options"].as_array().unwrap().len(), CameraState::ALL.len());
         assert_eq!(value["cmps"]["occupancy_cat"], json!({"p": "binary_sensor"}), "gone: nothing but the platform");
         assert_eq!(value["cmps"]["count_cat"], json!({"p": "sensor"}));
+        assert_eq!(value["cmps"]["snapshot_cat"], json!({"p": "image"}));
+        let expected = json!({
+            "p": "image", "unique_id": "site_north_street_snapshot_traffic_light", "name": "traffic light snapshot",
+            "image_topic": "site/north/street/snapshot/traffic_light", "content_type": "image/jpeg"
+        });
+        assert_eq!(value["cmps"]["snapshot_traffic_light"], expected);
         assert!(value["cmps"].get("ask").is_none() && value["cmps"].get("detect").is_none());
         let value: Value = serde_json::from_slice(&config(&Device { control: true, ..device })).unwrap();
         let [ask, detect] = ["ask", "detect"].map(|key| &value["cmps"][key]);

@@ -71,7 +71,7 @@ impl Told {
         for (stage, topic) in desk.lock().retained().topics() {
             match stage {
                 Stage::Discovery => told.discovery.insert(topic.to_owned()),
-                Stage::State => told.state.insert(topic.to_owned()),
+                Stage::State | Stage::Picture => told.state.insert(topic.to_owned()),
             };
         }
         told

@@ -246,7 +246,7 @@ impl Link {
                 // A lost event is a wrong picture of the world for as long as its object is there.
                 Item::Record(_) if self.parts.qos == QoS::AtMostOnce && is_events(&message.topic) => QoS::AtLeastOnce,
                 Item::Record(_) => self.parts.qos,
-                Item::Stats => QoS::AtMostOnce,
+                Item::Stats | Item::Picture(_) => QoS::AtMostOnce,
                 Item::Retained(_) | Item::Online | Item::Offline => QoS::AtLeastOnce,
             };
             let qos = if (qos as u8) < terms.max_qos as u8 { qos } else { terms.max_qos };

@@ -22,6 +22,8 @@ const GOODBYE: Duration = Duration::from_millis(700);
 pub enum Item {
     /// The retained state of this number.
     Retained(u64),
+    /// The retained picture of this number; the next takes its place, so it is not worth an acknowledgement.
+    Picture(u64),
     /// The daemon is there.
     Online,
     /// The daemon goes.
@@ -161,8 +163,10 @@ impl Pending {
     }
 
     fn changed(&mut self) -> Option<Message> {
-        let (number, topic, payload) = self.retained.next()?;
-        Some(Message { item: Item::Retained(number), topic, payload, retain: true })
+        let last = if self.online { Stage::Picture } else { Stage::State };
+        let (stage, number, topic, payload) = self.retained.next(last)?;
+        let item = if stage == Stage::Picture { Item::Picture(number) } else { Item::Retained(number) };
+        Some(Message { item, topic, payload, retain: true })
     }
 
     /// What a disk keeps need not be out before the end: there must be time left for `offline`.
@@ -178,7 +182,7 @@ impl Pending {
     pub fn acked(&mut self, item: Item) {
         match item {
             Item::Record(number) => self.outbox.acked(number),
-            Item::Retained(number) => self.retained.acked(number),
+            Item::Retained(number) | Item::Picture(number) => self.retained.acked(number),
             Item::Online | Item::Offline | Item::Stats => {}
         }
     }

@@ -45,6 +45,8 @@ pub(super) struct Inner {
     pub(super) control: Option<Mutex<Control>>,
     /// Who obeys them.
     pub(super) steering: OnceLock<Arc<dyn Steering>>,
+    /// Pictures of objects are published.
+    pub(super) snapshots: bool,
     pub(super) cameras: Mutex<Cameras>,
     pub(super) lanes: Lanes,
     pub(super) quiet: Mutex<Quiet>,
@@ -99,6 +101,23 @@ impl Publisher {
         self.retain(Stage::State, vec![(topic, payload::camera_status(status))]);
     }
 
+    /// Where the picture of a label's newest object is; `None`: nowhere, for nobody asked for the label, or for pictures.
+    pub fn snapshot_topic(&self, camera: &CameraId, label: &str) -> Option<String> {
+        let cameras = self.cameras();
+        let slug = cameras.slug(camera, label).filter(|_| self.0.snapshots)?;
+        Some(self.0.topics.snapshot(camera, slug))
+    }
+
+    /// Publishes a picture of the newest object of a label, retained, in place of the one before.
+    pub fn snapshot(&self, camera: &CameraId, label: &str, jpeg: &[u8]) {
+        let mut cameras = self.cameras();
+        let Some(slug) = cameras.slug(camera, label).filter(|_| self.0.snapshots).map(str::to_owned) else { return };
+        cameras.pictured(camera, &slug);
+        let topics = self.0.topics.snapshots(camera, &slug);
+        // Under the lock, so that a label that goes meanwhile is cleared behind it.
+        self.retain(Stage::Picture, topics.into_iter().map(|topic| (topic, jpeg.to_vec())).collect());
+    }
+
     /// Publishes what a camera is asked and whether it is looked at, retained, with zeros for labels that are new. May be
     /// called again when that changes: counts and entities of labels no longer asked for are then cleared.
     pub fn watch(&self, watched: &Watched) {
@@ -108,7 +127,15 @@ impl Publisher {
         if let Some(prefix) = discovery {
             let (labels, gone) = cameras.labels(&watched.id);
             let control = self.0.control.is_some();
-            let device = discovery::Device { camera: &watched.id, topics, model: &context.model, labels, gone: &gone, control };
+            let device = discovery::Device {
+                camera: &watched.id,
+                topics,
+                model: &context.model,
+                labels,
+                gone: &gone,
+                control,
+                snapshots: self.0.snapshots,
+            };
             let topic = discovery::topic(prefix, topics, &watched.id);
             self.retain(Stage::Discovery, vec![(topic, discovery::config(&device))]);
         }
@@ -122,7 +149,15 @@ impl Publisher {
             if let Some((_, slug)) = self.0.topics.counted(topic).filter(|(id, _)| *id == camera.as_str()) {
                 cameras.earlier(camera, slug);
             }
+            if let Some((_, slug)) = self.0.topics.pictured(topic).filter(|(id, _)| self.0.snapshots && *id == camera.as_str()) {
+                cameras.pictured(camera, slug);
+            }
         }
+    }
+
+    /// Where earlier runs left pictures of labels that are still asked for: they stay until there are newer ones.
+    pub(super) fn pictures(&self) -> Vec<String> {
+        self.cameras().pictures(&self.0.topics)
     }
 
     /// Clears what earlier runs told and nobody tells any more; all that is told must be on the desk. `always` are the

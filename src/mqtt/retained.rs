@@ -12,6 +12,8 @@ pub enum Stage {
     Discovery,
     /// All other state.
     State,
+    /// Pictures: large, and nobody is there or not there for them, so they come once it is said that the daemon is.
+    Picture,
 }
 
 /// The newest payload of a topic.
@@ -47,11 +49,13 @@ impl Retained {
         }
     }
 
-    /// The next message that this connection has not had: its number, topic and payload. It counts as handed over.
-    pub fn next(&mut self) -> Option<(u64, String, Vec<u8>)> {
-        let ((_, number), topic) = self.waiting.pop_first()?;
+    /// The next message that this connection has not had, of a stage up to `last`: its stage, number, topic and payload. It
+    /// counts as handed over.
+    pub fn next(&mut self, last: Stage) -> Option<(Stage, u64, String, Vec<u8>)> {
+        let first = self.waiting.first_entry().filter(|first| first.key().0 <= last)?;
+        let ((stage, number), topic) = first.remove_entry();
         let payload = self.kept.get(&topic)?.payload.clone();
-        Some((number, topic, payload))
+        Some((stage, number, topic, payload))
     }
 
     /// The broker has message `number`: a topic that it made the broker forget is forgotten here too.
@@ -89,7 +93,9 @@ mod tests {
     use super::*;
 
     fn handed(retained: &mut Retained) -> Vec<String> {
-        std::iter::from_fn(|| retained.next()).map(|(_, topic, payload)| format!("{topic}={}", String::from_utf8_lossy(&payload))).collect()
+        std::iter::from_fn(|| retained.next(Stage::State))
+            .map(|(_, _, topic, payload)| format!("{topic}={}", String::from_utf8_lossy(&payload)))
+            .collect()
     }
 
     fn put(retained: &mut Retained, stage: Stage, topic: &str, payload: &str) {
@@ -110,6 +116,9 @@ mod tests {
         assert_eq!(handed(&mut retained), ["a=2"]);
         retained.rewind();
         assert_eq!(handed(&mut retained), ["d=1", "b=2", "a=2"]);
+        put(&mut retained, Stage::Picture, "p", "1");
+        assert!(handed(&mut retained).is_empty());
+        assert_eq!(retained.next(Stage::Picture).unwrap().2, "p");
     }
 
     #[test]
@@ -117,7 +126,7 @@ mod tests {
         let mut retained = Retained::default();
         put(&mut retained, Stage::State, "a", "1");
         put(&mut retained, Stage::State, "b", "1");
-        assert_eq!(retained.next().unwrap().1, "a");
+        assert_eq!(retained.next(Stage::Picture).unwrap().2, "a");
         put(&mut retained, Stage::State, "a", "2");
         assert_eq!(handed(&mut retained), ["b=1", "a=2"]);
     }
@@ -127,7 +136,7 @@ mod tests {
         let mut retained = Retained::default();
         put(&mut retained, Stage::State, "a", "1");
         put(&mut retained, Stage::State, "a", "");
-        let (number, _, payload) = retained.next().unwrap();
+        let (_, number, _, payload) = retained.next(Stage::State).unwrap();
         assert!(payload.is_empty());
         retained.rewind();
         assert_eq!(handed(&mut retained), ["a="], "not acknowledged: it comes again");
@@ -138,7 +147,7 @@ mod tests {
         assert!(handed(&mut retained).is_empty());
 
         put(&mut retained, Stage::State, "a", "");
-        let (number, ..) = retained.next().unwrap();
+        let (_, number, ..) = retained.next(Stage::State).unwrap();
         put(&mut retained, Stage::State, "a", "3");
         retained.acked(number);
         assert_eq!(handed(&mut retained), ["a=3"], "a newer payload stays");

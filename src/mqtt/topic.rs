@@ -80,6 +80,22 @@ impl Topics {
         topic.strip_prefix(&self.prefix)?.strip_prefix('/')?.split_once("/count/")
     }
 
+    /// A picture of the newest object of a label: `P/<camera>/snapshot/<slug>`.
+    pub fn snapshot(&self, camera: &CameraId, slug: &str) -> String {
+        format!("{}/{camera}/snapshot/{slug}", self.prefix)
+    }
+
+    /// The camera, as written, and the slug of a picture's topic.
+    pub fn pictured<'t>(&self, topic: &'t str) -> Option<(&'t str, &'t str)> {
+        topic.strip_prefix(&self.prefix)?.strip_prefix('/')?.split_once("/snapshot/")
+    }
+
+    /// Everywhere it is shown: there, and on `frigate/<camera>/<slug>/snapshot`.
+    pub fn snapshots(&self, camera: &CameraId, slug: &str) -> Vec<String> {
+        let frigate = self.frigate.iter().filter(|_| slug != ALL).map(|prefix| format!("{prefix}/{camera}/{slug}/snapshot"));
+        std::iter::once(self.snapshot(camera, slug)).chain(frigate).collect()
+    }
+
     /// What a camera's frames are asked: `P/<camera>/prompt/state`.
     pub fn prompt_state(&self, camera: &CameraId) -> String {
         format!("{}/{camera}/prompt/state", self.prefix)

@@ -5,10 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use jpeg_encoder::{ColorType, Encoder};
-
 use crate::base::clock::Utc;
-use crate::base::error::{Context, Error, Kind, Result};
+use crate::base::error::{Context, Kind, Result};
+use crate::base::jpeg;
 use crate::config::SnapshotConfig;
 use crate::sink::{Picture, Sink};
 use crate::types::CameraId;
@@ -72,16 +71,7 @@ fn is_ours(name: &str) -> bool {
 /// Writes beside the final name and renames, so that a reader never sees half a picture.
 fn write_jpeg(path: &Path, picture: &Picture) -> Result<()> {
     let (width, height) = picture.image.dimensions();
-    let (Ok(short_width), Ok(short_height)) = (u16::try_from(width), u16::try_from(height)) else {
-        return Err(Error::new(
-            Kind::Input,
-            format!("a picture of {width}×{height} is too large for JPEG; must be at most 65535 either way"),
-        ));
-    };
-    let mut jpeg = Vec::new();
-    Encoder::new(&mut jpeg, QUALITY)
-        .encode(picture.image.as_raw(), short_width, short_height, ColorType::Rgb)
-        .context(Kind::Internal, || "a picture cannot be encoded as JPEG")?;
+    let jpeg = jpeg::encode(picture.image.as_raw(), width, height, QUALITY)?;
     let part = path.with_extension("part");
     let written = fs::write(&part, jpeg).and_then(|()| fs::rename(&part, path));
     if written.is_err() {

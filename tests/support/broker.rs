@@ -213,6 +213,7 @@ impl Broker {
             durable: palisade::config::Durable::All,
             state_dir: None,
             control: false,
+            snapshots: true,
             stats_interval: Duration::from_secs(60),
             discovery_prefix: Some("homeassistant".to_owned()),
             frigate_prefix: None,

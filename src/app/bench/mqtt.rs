@@ -182,6 +182,7 @@ fn config(port: u16, state_dir: Option<PathBuf>) -> MqttConfig {
         durable: Durable::All,
         state_dir,
         control: false,
+        snapshots: false,
         max_packet: 256 * 1024,
         // What the machine can do is asked for, not what it may.
         backlog_rate: 100_000,

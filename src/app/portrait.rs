@@ -10,7 +10,7 @@ use image::imageops::{self, FilterType};
 use crate::annotate::Annotator;
 use crate::base::error::Result;
 use crate::base::jpeg;
-use crate::types::{CameraId, Detection, Event, EventKind, Reason};
+use crate::types::{Detection, Event, EventKind, Reason};
 
 /// The longer side, pixels, and the JPEG quality: some 150 kB for a busy street, which fits any broker's packets.
 const SIDE: u32 = 1280;
@@ -22,27 +22,35 @@ const POOR_QUALITY: u8 = 50;
 /// A larger picture is made anew with less quality. Bytes.
 const LARGE: usize = 200 * 1024;
 
-/// The newest object of each camera and label.
+/// What is to be done about the picture on a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Picture {
+    /// This event's frame is a better one.
+    Draw,
+    /// It is one of this event's object.
+    Keep,
+    /// It is one of a newer object.
+    Other,
+}
+
+/// The newest object on each topic, for as long as that is there.
 #[derive(Debug, Default)]
-pub(super) struct Portraits(HashMap<(CameraId, Arc<str>), Arc<str>>);
+pub(super) struct Portraits(HashMap<String, Arc<str>>);
 
 impl Portraits {
-    /// Whether the frame of this event is the best picture of its label's newest object so far.
-    pub(super) fn is_due(&mut self, event: &Event) -> bool {
-        let key = (event.camera.clone(), event.track.label.clone());
-        match (event.kind, event.reason) {
-            (EventKind::New, _) => {
-                self.0.insert(key, event.track.id.clone());
-                true
-            }
-            (EventKind::Update, Reason::Score) => self.shows(event),
-            _ => false,
+    /// What an event means for the picture on its label's topic.
+    pub(super) fn see(&mut self, topic: &str, event: &Event) -> Picture {
+        if event.kind == EventKind::New {
+            self.0.insert(topic.to_owned(), event.track.id.clone());
+            return Picture::Draw;
         }
-    }
-
-    /// Whether the label's picture is one of this event's object.
-    pub(super) fn shows(&self, event: &Event) -> bool {
-        self.0.get(&(event.camera.clone(), event.track.label.clone())) == Some(&event.track.id)
+        if self.0.get(topic) != Some(&event.track.id) {
+            return Picture::Other;
+        }
+        if event.kind == EventKind::End {
+            self.0.remove(topic);
+        }
+        if event.reason == Reason::Score { Picture::Draw } else { Picture::Keep }
     }
 }
 
@@ -71,13 +79,13 @@ mod tests {
 
     use super::*;
     use crate::base::clock::Utc;
-    use crate::types::{Box01, Track};
+    use crate::types::{Box01, CameraId, Track};
 
-    fn event(kind: EventKind, reason: Reason, id: &str, label: &str) -> Event {
+    fn event(kind: EventKind, reason: Reason, id: &str) -> Event {
         let time = Utc::from_millis(0);
         let track = Track {
             id: id.into(),
-            label: label.into(),
+            label: "cat".into(),
             score: 0.5,
             top_score: 0.5,
             start: time,
@@ -104,14 +112,16 @@ mod tests {
     #[test]
     fn the_newest_object_of_a_label_is_shown_at_its_best() {
         let mut portraits = Portraits::default();
-        let new = |id, label| event(EventKind::New, Reason::FirstSeen, id, label);
-        let score = |id, label| event(EventKind::Update, Reason::Score, id, label);
-        assert!(portraits.is_due(&new("1", "cat")) && portraits.is_due(&score("1", "cat")));
-        assert!(portraits.is_due(&new("2", "cat")) && portraits.is_due(&new("3", "dog")));
-        assert!(!portraits.is_due(&score("1", "cat")), "an older object");
-        assert!(!portraits.is_due(&event(EventKind::Update, Reason::Moved, "2", "cat")));
-        let shown = ["1", "2"].map(|id| portraits.shows(&event(EventKind::End, Reason::Lost, id, "cat")));
-        assert_eq!(shown, [false, true]);
+        let mut see = |topic: &str, kind, reason, id: &str| portraits.see(topic, &event(kind, reason, id));
+        assert_eq!(see("cat", EventKind::New, Reason::FirstSeen, "1"), Picture::Draw);
+        assert_eq!(see("cat", EventKind::Update, Reason::Score, "1"), Picture::Draw);
+        assert_eq!(see("cat", EventKind::New, Reason::FirstSeen, "2"), Picture::Draw);
+        assert_eq!(see("dog", EventKind::New, Reason::FirstSeen, "3"), Picture::Draw);
+        assert_eq!(see("cat", EventKind::Update, Reason::Score, "1"), Picture::Other, "an older object");
+        assert_eq!(see("cat", EventKind::Update, Reason::Moved, "2"), Picture::Keep);
+        assert_eq!(see("cat", EventKind::End, Reason::Lost, "1"), Picture::Other);
+        assert_eq!(see("cat", EventKind::End, Reason::Lost, "2"), Picture::Keep);
+        assert_eq!(portraits.0.len(), 1, "what is gone is forgotten");
     }
 
     #[test]

@@ -189,7 +189,8 @@ impl Step {
         let mut jpeg = None;
         for event in &mut events {
             let topic = publisher.snapshot_topic(&event.camera, &event.track.label);
-            if let (true, Some(looked), Some(_)) = (self.portraits.is_due(event), looked, &topic) {
+            let picture = topic.as_deref().map_or(portrait::Picture::Other, |topic| self.portraits.see(topic, event));
+            if let (portrait::Picture::Draw, Some(looked)) = (picture, looked) {
                 let jpeg = jpeg.get_or_insert_with(|| {
                     portrait::draw(&self.annotator, &looked.frame.image, &looked.answer.detections, &caption(looked))
                 });
@@ -198,7 +199,7 @@ impl Step {
                     Err(error) => tracing::debug!(camera = %event.camera, "{}", error.chain()),
                 }
             }
-            event.snapshot = topic.filter(|_| self.portraits.shows(event));
+            event.snapshot = topic.filter(|_| picture != portrait::Picture::Other);
             publisher.event(event);
         }
     }

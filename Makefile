@@ -38,7 +38,7 @@ demo: packages-demo build ## the daemon on the sample clip, detections as they a
 test: packages-test lint run-tests ## everything: formatting, lints, unit, model, end-to-end
 
 soak: packages-test ## what happens to cameras and broker, each fault at its full length and with the waits of service
-	PALISADE_SOAK=1 cargo test --release --locked --lib --test main -- faults:: mqtt::backlog mqtt::disk mqtt::durable mqtt::store --nocapture --test-threads 2
+	PALISADE_SOAK=1 cargo test --release --locked --lib --test main -- faults:: mqtt::away mqtt::backlog mqtt::disk mqtt::durable mqtt::store --nocapture --test-threads 2
 
 # Their GStreamer packages cannot be installed beside this processor's: tests/arm is the model without the rest.
 test-arm: packages-arm ## the model's tests on emulated 64-bit ARM processors, for its matrix products with NEON

@@ -13,6 +13,7 @@
 //! A record leaves the outbox when the broker acknowledges it. It is bounded; the oldest go first and are counted in
 //! `mqtt_dropped`, what arrives in `mqtt_published`, each per camera.
 
+mod album;
 mod cameras;
 mod control;
 mod discovery;
@@ -202,6 +203,7 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         health: publisher.0.health.clone(),
         connects: metrics.counter("mqtt_connects", "broker"),
         subscriptions,
+        question: publisher.0.topics.question(),
         broker_limit,
         inbox: Box::new(incoming(publisher.clone())),
         stats_interval: config.stats_interval,

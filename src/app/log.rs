@@ -19,7 +19,8 @@ use crate::config::{LogConfig, LogFormat};
 /// When the journal was asked for and is not there, or the log runs already.
 pub fn start(config: &LogConfig) -> Result<()> {
     // Libraries only when something is wrong: at debug some of them would write addresses with credentials.
-    let filter = EnvFilter::new(format!("warn,palisade={}", config.level));
+    // The MQTT client warns of each message that a broker refuses, which the link tells in words of its own.
+    let filter = EnvFilter::new(format!("warn,rumqttc=error,palisade={}", config.level));
     let format = match config.format {
         LogFormat::Auto if under_journal() => LogFormat::Journald,
         LogFormat::Auto => LogFormat::Text,

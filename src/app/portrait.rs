@@ -8,18 +8,14 @@ use image::RgbImage;
 use image::imageops::{self, FilterType};
 
 use crate::annotate::Annotator;
-use crate::base::error::Result;
+use crate::base::error::{Error, Kind, Result};
 use crate::base::jpeg;
 use crate::types::{Detection, Event, EventKind, Reason};
 
-/// The longer side, pixels, and the JPEG quality: some 150 kB for a busy street, which fits any broker's packets.
-const SIDE: u32 = 1280;
-const QUALITY: u8 = 80;
+/// The longer side, pixels, and the JPEG quality: the first that is small enough is taken.
+const FORMS: [(u32, u8); 6] = [(1280, 80), (1280, 50), (960, 50), (640, 50), (480, 50), (320, 40)];
 
-/// Where a larger one would not fit, it is made with this quality.
-const POOR_QUALITY: u8 = 50;
-
-/// A larger picture is made anew with less quality. Bytes.
+/// A larger picture is a burden to brokers and their readers. Bytes.
 const LARGE: usize = 200 * 1024;
 
 /// What is to be done about the picture on a topic.
@@ -38,6 +34,11 @@ pub(super) enum Picture {
 pub(super) struct Portraits(HashMap<String, Arc<str>>);
 
 impl Portraits {
+    /// An object that has no topic any more.
+    pub(super) fn forget(&mut self, event: &Event) {
+        self.0.retain(|_, id| *id != event.track.id);
+    }
+
     /// What an event means for the picture on its label's topic.
     pub(super) fn see(&mut self, topic: &str, event: &Event) -> Picture {
         if event.kind == EventKind::New {
@@ -54,23 +55,36 @@ impl Portraits {
     }
 }
 
-/// The annotated frame as JPEG, scaled down where it is large.
+/// The annotated frame as JPEG of `most` bytes at most.
 ///
 /// # Errors
-/// When it cannot be encoded.
-pub(super) fn draw(annotator: &Annotator, image: &RgbImage, detections: &[Detection], caption: &str) -> Result<Vec<u8>> {
+/// When it cannot be made so small.
+pub(super) fn draw(annotator: &Annotator, image: &RgbImage, detections: &[Detection], caption: &str, most: usize) -> Result<Vec<u8>> {
+    let most = most.min(LARGE);
+    let mut drawn: Option<(u32, RgbImage)> = None;
+    for (side, quality) in FORMS {
+        let picture = match drawn {
+            Some((drawn_for, picture)) if drawn_for == side => picture,
+            // Scaled first: lines and letters stay as wide as they are to be.
+            _ => scaled(image, side)
+                .map_or_else(|| annotator.draw(image, detections, caption), |small| annotator.draw(&small, detections, caption)),
+        };
+        let jpeg = jpeg::encode(picture.as_raw(), picture.width(), picture.height(), quality)?;
+        if jpeg.len() <= most {
+            return Ok(jpeg);
+        }
+        drawn = Some((side, picture));
+    }
+    let (width, height) = image.dimensions();
+    Err(Error::new(Kind::Input, format!("no picture of {width}×{height} pixels fits into {most} bytes")))
+}
+
+/// The picture with a longer side of `side` pixels; `None` where it is no longer than that.
+fn scaled(image: &RgbImage, side: u32) -> Option<RgbImage> {
     let (width, height) = image.dimensions();
     let longer = width.max(height);
-    // Scaled first: lines and letters stay as wide as they are to be.
-    let drawn = if longer > SIDE {
-        let part = |side: u32| (u64::from(side) * u64::from(SIDE) / u64::from(longer)).max(1) as u32;
-        annotator.draw(&imageops::resize(image, part(width), part(height), FilterType::Triangle), detections, caption)
-    } else {
-        annotator.draw(image, detections, caption)
-    };
-    let encode = |quality| jpeg::encode(drawn.as_raw(), drawn.width(), drawn.height(), quality);
-    let fine = encode(QUALITY)?;
-    if fine.len() > LARGE { encode(POOR_QUALITY) } else { Ok(fine) }
+    let part = |length: u32| (u64::from(length) * u64::from(side) / u64::from(longer)).max(1) as u32;
+    (longer > side).then(|| imageops::resize(image, part(width), part(height), FilterType::Triangle))
 }
 
 #[cfg(test)]
@@ -127,12 +141,22 @@ mod tests {
     #[test]
     fn a_large_picture_is_scaled_down_and_fits() {
         let annotator = Annotator::new().unwrap();
-        let noise = |x: u32, y: u32| Rgb([((x * 7919) ^ (y * 104_729)) as u8, (x * y) as u8, (x * 31 + y * 17) as u8]);
-        let image = RgbImage::from_fn(3840, 2160, noise);
-        let jpeg = draw(&annotator, &image, &[], "street").unwrap();
-        let read = image::load_from_memory(&jpeg).unwrap();
-        assert_eq!((read.width(), read.height()), (1280, 720));
-        let small = draw(&annotator, &RgbImage::new(320, 200), &[], "").unwrap();
-        assert_eq!(image::load_from_memory(&small).unwrap().width(), 320);
+        let read = |jpeg: &[u8]| image::load_from_memory(jpeg).unwrap();
+        let large = draw(&annotator, &RgbImage::new(3840, 2160), &[], "street", usize::MAX).unwrap();
+        assert_eq!((read(&large).width(), read(&large).height()), (1280, 720));
+        let small = draw(&annotator, &RgbImage::new(320, 200), &[], "", usize::MAX).unwrap();
+        assert_eq!(read(&small).width(), 320);
+        // What cannot be packed is made smaller until it fits.
+        let mut state = 1_u32;
+        let mut noise = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        let image = RgbImage::from_fn(1280, 1280, |_, _| Rgb([noise(), noise(), noise()]));
+        for (most, side) in [(usize::MAX, 640), (60_000, 320)] {
+            let jpeg = draw(&annotator, &image, &[], "", most).unwrap();
+            assert!(jpeg.len() <= most.min(LARGE) && read(&jpeg).width() >= side, "{most}: {} bytes, {}", jpeg.len(), read(&jpeg).width());
+        }
+        assert!(draw(&annotator, &image, &[], "", 1000).unwrap_err().to_string().contains("fits into 1000 bytes"));
     }
 }

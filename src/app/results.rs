@@ -20,7 +20,7 @@ use crate::detect::{Found, Job};
 use crate::mqtt::Publisher;
 use crate::sink::{Fanout, Picture};
 use crate::track::{Look, Pace, Tracker};
-use crate::types::{CameraId, Event, Looked};
+use crate::types::{CameraId, Event, EventKind, Looked};
 
 /// How long sinks may take to finish their files, once told.
 const SINKS: Duration = Duration::from_secs(4);
@@ -189,19 +189,33 @@ impl Step {
         let mut jpeg = None;
         for event in &mut events {
             let topic = publisher.snapshot_topic(&event.camera, &event.track.label);
-            let picture = topic.as_deref().map_or(portrait::Picture::Other, |topic| self.portraits.see(topic, event));
+            let mut picture = topic.as_deref().map_or(portrait::Picture::Other, |topic| self.portraits.see(topic, event));
+            if topic.is_none() && event.kind == EventKind::End {
+                self.portraits.forget(event);
+            }
             if let (portrait::Picture::Draw, Some(looked)) = (picture, looked) {
-                let jpeg = jpeg.get_or_insert_with(|| {
-                    portrait::draw(&self.annotator, &looked.frame.image, &looked.answer.detections, &caption(looked))
-                });
-                match jpeg {
-                    Ok(jpeg) => publisher.snapshot(&event.camera, &event.track.label, jpeg),
-                    Err(error) => tracing::debug!(camera = %event.camera, "{}", error.chain()),
+                let jpeg = jpeg.get_or_insert_with(|| self.portrait(looked, publisher.picture_room()));
+                let there = jpeg.as_ref().is_some_and(|jpeg| publisher.snapshot(&event.camera, &event.track.label, jpeg));
+                if !there && event.kind == EventKind::New {
+                    picture = portrait::Picture::Other;
                 }
             }
             event.snapshot = topic.filter(|_| picture != portrait::Picture::Other);
             publisher.event(event);
         }
+    }
+
+    /// A picture for those who are told of an event. Should it fail, they are told all the same.
+    fn portrait(&self, looked: &Looked, most: usize) -> Option<Vec<u8>> {
+        let Looked { frame, answer, .. } = looked;
+        let draw = || portrait::draw(&self.annotator, &frame.image, &answer.detections, &caption(looked), most);
+        let jpeg = catch_unwind(AssertUnwindSafe(draw)).ok().and_then(|drawn| {
+            drawn.inspect_err(|error| tracing::debug!(camera = %frame.camera, "no picture of an event: {}", error.chain())).ok()
+        });
+        if jpeg.is_none() {
+            self.metrics.counter("snapshots_failed", frame.camera.as_str()).add();
+        }
+        jpeg
     }
 
     fn picture(&self, looked: &Looked) -> Picture {

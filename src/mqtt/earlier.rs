@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(topics(&Told::read(&state)), all, "it is not cleared before the broker says so");
         let notes = start(&state, desk.clone(), vec![]).unwrap();
         let mut pending = desk.lock();
-        while let Some(message) = pending.next(true) {
+        while let Some(message) = pending.next(true, true) {
             if matches!(message.item, Item::Retained(_)) {
                 pending.acked(message.item);
             }

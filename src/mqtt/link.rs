@@ -15,6 +15,7 @@ use tokio::time::{sleep_until, timeout};
 use crate::base::backoff::Backoff;
 use crate::base::metrics::Counter;
 use crate::mqtt::Patience;
+use crate::mqtt::album::Album;
 use crate::mqtt::health::Health;
 use crate::mqtt::outbox::Why;
 use crate::mqtt::pending::{Desk, Item, Message};
@@ -25,6 +26,12 @@ use crate::mqtt::wire::{self, Client, Event, Events, Options, PACKET_OVERHEAD, R
 
 /// Between two tries while the daemon stops and records still wait.
 const LAST_TRIES: Duration = Duration::from_millis(500);
+
+/// A connection that has held for so long is a good one; the next loss begins with the shortest wait again.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// A broker that refuses the same record so often, each time for the moment, will not take it.
+const REFUSALS: u32 = 8;
 
 /// How long a clean goodbye may take once `offline` is acknowledged.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -47,6 +54,8 @@ pub struct Parts {
     pub connects: Counter,
     /// Topic filters to subscribe to on each connection; few.
     pub subscriptions: Vec<String>,
+    /// A topic of our own that nobody subscribes to.
+    pub question: String,
     /// Takes each message that comes on them; must not block.
     pub inbox: Box<dyn Fn(Incoming<'_>) + Send>,
     /// The largest packet that the broker takes, bytes: told here when it says so.
@@ -79,6 +88,11 @@ pub struct Link {
     ever: bool,
     tries_since_closing: u32,
     stats_at: Instant,
+    album: Album,
+    /// Since when this connection is there.
+    since: Instant,
+    /// What the broker did not take for the moment, and how often.
+    stubborn: Option<(Item, u32)>,
 }
 
 impl Link {
@@ -94,6 +108,9 @@ impl Link {
             ever: false,
             tries_since_closing: 0,
             stats_at: Instant::now() + parts.stats_interval,
+            album: Album::default(),
+            since: Instant::now(),
+            stubborn: None,
             parts,
         }
     }
@@ -103,6 +120,9 @@ impl Link {
         while let Err(trouble) = self.connection().await {
             let lost = self.parts.health.down(&trouble.sentence);
             self.parts.desk.lock().rewind();
+            if self.album.lost(Instant::now()) {
+                tracing::warn!("the link broke amid a picture; none is sent for a while (mqtt.snapshots = false sends none)");
+            }
             let delay = if trouble.refused { self.refusals.next_delay() } else { self.backoff.next_delay() };
             if self.quiet.lets(&trouble.sentence, Instant::now()) {
                 self.told_lost = true;
@@ -121,7 +141,8 @@ impl Link {
 
     /// One connection from the first try to its end. `Ok`: the work is done, or its time is over.
     async fn connection(&mut self) -> Result<(), Trouble> {
-        let requests = ROOM + 1 + self.parts.subscriptions.len();
+        // Beside what is in the window: the goodbye, the subscriptions, and the question behind a picture.
+        let requests = ROOM + 2 + self.parts.subscriptions.len();
         let (client, mut events) = wire::open(&self.parts.options, self.parts.patience.connect, requests);
         let mut window = Window::new(Instant::now());
         let mut open: Option<Terms> = None;
@@ -158,13 +179,24 @@ impl Link {
                     window.touched(Instant::now());
                     None
                 }
+                Event::Unsubscribed => {
+                    self.album.arrived(Instant::now());
+                    None
+                }
                 Event::Goodbye | Event::Other => None,
             };
             if let Some(item) = done {
                 self.parts.desk.lock().acked(item);
                 self.parts.desk.nudge();
-                self.backoff.reset();
-                self.refusals.reset();
+                self.stubborn = self.stubborn.filter(|(stubborn, _)| *stubborn != item);
+                if self.since.elapsed() >= SETTLED {
+                    self.backoff.reset();
+                    self.refusals.reset();
+                }
+                if matches!(item, Item::Picture(_)) {
+                    // Never subscribed to: the answer says that the broker has read all that was written before.
+                    client.unsubscribe(&self.parts.question).map_err(|_| defect())?;
+                }
             }
             if done == Some(Item::Offline) {
                 goodbye(&client, &mut events).await;
@@ -189,16 +221,18 @@ impl Link {
         let hangs = open.map(|_| Instant::now() + events.patience());
         let mut poll = pin!(events.poll());
         loop {
-            let (closing, backlog) = {
+            let (closing, backlog, pictures) = {
                 let pending = desk.lock();
                 if open.is_none() && pending.may_leave() {
                     return Ok(None);
                 }
-                (pending.closing(), pending.ready().filter(|_| open.is_some() && window.has_room()))
+                let may = open.is_some() && window.has_room();
+                let pictures = self.album.opens().filter(|_| may && pending.has_picture());
+                (pending.closing(), pending.ready().filter(|_| may), pictures)
             };
             let overdue = window.deadline(self.parts.patience.ack);
             let figures = open.map(|_| self.stats_at);
-            let next = [closing, overdue, figures, hangs, backlog].into_iter().flatten().min();
+            let next = [closing, overdue, figures, hangs, backlog, pictures].into_iter().flatten().min();
             let alarm = async {
                 match next {
                     Some(at) => sleep_until(at.into()).await,
@@ -226,7 +260,7 @@ impl Link {
                         desk.lock().stats(topic, payload);
                         self.pump(client, window, open)?;
                     }
-                    if let Some(open) = open.filter(|_| backlog.is_some_and(|at| at <= now)) {
+                    if let Some(open) = open.filter(|_| [backlog, pictures].into_iter().flatten().any(|at| at <= now)) {
                         self.pump(client, window, open)?;
                     }
                 }
@@ -237,7 +271,8 @@ impl Link {
     /// Hands out what waits, as far as the window has room and the broker takes it.
     fn pump(&mut self, client: &Client, window: &mut Window, terms: &Terms) -> Result<(), Trouble> {
         while window.has_room() {
-            let Some(message) = self.parts.desk.lock().next(window.is_idle()) else { break };
+            let pictures = self.album.is_open(Instant::now());
+            let Some(message) = self.parts.desk.lock().next(window.is_idle(), pictures) else { break };
             if message.topic.len() + message.payload.len() + PACKET_OVERHEAD > terms.max_packet {
                 self.too_large(&message, terms.max_packet);
                 continue;
@@ -250,6 +285,9 @@ impl Link {
                 Item::Retained(_) | Item::Online | Item::Offline => QoS::AtLeastOnce,
             };
             let qos = if (qos as u8) < terms.max_qos as u8 { qos } else { terms.max_qos };
+            if matches!(message.item, Item::Picture(_)) {
+                self.album.sent(Instant::now());
+            }
             client.publish(message.topic, qos, message.retain && terms.retains, message.payload).map_err(|_| defect())?;
             window.submitted(message.item, Instant::now());
         }
@@ -271,7 +309,11 @@ impl Link {
     fn refused(&mut self, item: Item, refusal: Refusal) -> Result<Option<Item>, Trouble> {
         let line = format!("broker {} refused a message: {}", self.parts.broker, refusal.why);
         if refusal.passes {
-            return Err(Trouble::passing(line));
+            let times = 1 + self.stubborn.filter(|(stubborn, _)| *stubborn == item).map_or(0, |(_, times)| times);
+            self.stubborn = Some((item, times));
+            if times < REFUSALS {
+                return Err(Trouble::passing(line));
+            }
         }
         if self.quiet.lets(&line, Instant::now()) {
             tracing::warn!("{line} ({item:?})");
@@ -302,6 +344,7 @@ impl Link {
 
     fn up(&mut self, terms: Terms) -> Terms {
         self.ever = true;
+        self.since = Instant::now();
         self.parts.broker_limit.store(terms.max_packet, Ordering::Relaxed);
         self.parts.connects.add();
         self.parts.health.up();

@@ -123,13 +123,14 @@ impl Pending {
         &mut self.outbox
     }
 
-    /// The next message on this connection, if any; `idle` says that all handed out before are acknowledged.
-    pub fn next(&mut self, idle: bool) -> Option<Message> {
+    /// The next message on this connection, if any; `idle` says that all handed out before are acknowledged, `pictures` that
+    /// one of those may go now.
+    pub fn next(&mut self, idle: bool, pictures: bool) -> Option<Message> {
         if !std::mem::replace(&mut self.begun, true) {
             self.outbox.begin();
         }
         if !std::mem::take(&mut self.records_turn)
-            && let Some(message) = self.changed()
+            && let Some(message) = self.changed(pictures)
         {
             self.records_turn = self.online;
             return Some(message);
@@ -147,7 +148,7 @@ impl Pending {
             let (topic, payload) = (record.lane.topic.clone(), record.payload.to_vec());
             return Some(Message { item: Item::Record(record.number), topic, payload, retain: false });
         }
-        if let Some(message) = self.changed() {
+        if let Some(message) = self.changed(pictures) {
             return Some(message);
         }
         // Past the deadline nothing is said any more: the broker publishes the last will.
@@ -162,8 +163,13 @@ impl Pending {
         self.outbox.ready().filter(|_| self.closing.is_none())
     }
 
-    fn changed(&mut self) -> Option<Message> {
-        let last = if self.online { Stage::Picture } else { Stage::State };
+    /// Whether a picture waits.
+    pub fn has_picture(&self) -> bool {
+        self.retained.waits_for(Stage::Picture)
+    }
+
+    fn changed(&mut self, pictures: bool) -> Option<Message> {
+        let last = if self.online && pictures { Stage::Picture } else { Stage::State };
         let (stage, number, topic, payload) = self.retained.next(last)?;
         let item = if stage == Stage::Picture { Item::Picture(number) } else { Item::Retained(number) };
         Some(Message { item, topic, payload, retain: true })
@@ -305,7 +311,7 @@ mod tests {
     }
 
     fn items(pending: &mut Pending) -> Vec<Item> {
-        std::iter::from_fn(|| pending.next(true).map(|message| message.item)).collect()
+        std::iter::from_fn(|| pending.next(true, true).map(|message| message.item)).collect()
     }
 
     #[test]
@@ -313,14 +319,29 @@ mod tests {
         let (mut pending, lane) = pending();
         pending.record(&lane, vec![1], true);
         pending.retain(Stage::Discovery, "D/a".to_owned(), vec![1]);
-        assert_eq!(pending.next(true).unwrap().topic, "D/a");
-        assert_eq!(pending.next(true).unwrap().topic, "P/a/status");
-        assert_eq!(pending.next(false).unwrap().topic, "P/b/status");
-        assert_eq!(pending.next(false), None, "online waits for the acknowledgement of the state");
+        assert_eq!(pending.next(true, true).unwrap().topic, "D/a");
+        assert_eq!(pending.next(true, true).unwrap().topic, "P/a/status");
+        assert_eq!(pending.next(false, true).unwrap().topic, "P/b/status");
+        assert_eq!(pending.next(false, true), None, "online waits for the acknowledgement of the state");
         assert_eq!(items(&mut pending), [Item::Online, record(1)]);
         status(&mut pending, "b", "running");
         pending.record(&lane, vec![1], true);
         assert_eq!(items(&mut pending), [Item::Retained(4), record(2)]);
+    }
+
+    #[test]
+    fn pictures_come_after_online_and_only_where_they_may() {
+        let (mut pending, lane) = pending();
+        pending.retain(Stage::Picture, "P/a/snapshot/cat".to_owned(), vec![1]);
+        pending.record(&lane, vec![1], true);
+        let mut sent: Vec<Item> = Vec::new();
+        while let Some(message) = pending.next(true, false) {
+            sent.push(message.item);
+        }
+        assert_eq!(sent, [Item::Retained(1), Item::Retained(2), Item::Online, record(1)]);
+        assert!(pending.has_picture());
+        assert_eq!(items(&mut pending), [Item::Picture(3)]);
+        assert!(!pending.has_picture());
     }
 
     #[test]
@@ -343,8 +364,8 @@ mod tests {
         status(&mut pending, "a", "running");
         pending.acked(record(1));
         pending.rewind();
-        assert_eq!(pending.next(true).unwrap().payload, b"connecting");
-        assert_eq!(pending.next(true).unwrap().payload, b"running");
+        assert_eq!(pending.next(true, true).unwrap().payload, b"connecting");
+        assert_eq!(pending.next(true, true).unwrap().payload, b"running");
         assert_eq!(items(&mut pending), [Item::Online, record(2)]);
         pending.again();
         assert_eq!(items(&mut pending), [Item::Retained(2), Item::Retained(3)], "the state alone, once more");
@@ -356,9 +377,9 @@ mod tests {
         items(&mut pending);
         pending.stats("P/stats".to_owned(), vec![1]);
         pending.stats("P/stats".to_owned(), vec![2]);
-        let message = pending.next(false).unwrap();
+        let message = pending.next(false, true).unwrap();
         assert_eq!((message.item, message.payload, message.retain), (Item::Stats, vec![2], false));
-        assert_eq!(pending.next(true), None);
+        assert_eq!(pending.next(true, true), None);
         pending.stats("P/stats".to_owned(), vec![3]);
         pending.rewind();
         assert_eq!(items(&mut pending), [Item::Retained(1), Item::Retained(2), Item::Online]);
@@ -373,16 +394,16 @@ mod tests {
         assert_eq!(pending.record(&lane, vec![2], true), 1);
         status(&mut pending, "a", "late");
         let mut sent = vec![];
-        while let Some(message) = pending.next(sent.len() < 4) {
+        while let Some(message) = pending.next(sent.len() < 4, true) {
             sent.push(message.item);
         }
         let expected = [Item::Retained(1), Item::Retained(2), Item::Online, record(1)];
         assert_eq!(sent, expected, "no offline while something is under way");
         pending.acked(record(1));
         assert!(pending.may_leave());
-        let last = pending.next(true).unwrap();
+        let last = pending.next(true, true).unwrap();
         assert_eq!((last.item, last.payload.as_slice(), last.retain), (Item::Offline, OFFLINE.as_bytes(), true));
-        assert_eq!((pending.next(true), lane.dropped.get()), (None, 1));
+        assert_eq!((pending.next(true, true), lane.dropped.get()), (None, 1));
     }
 
     #[test]

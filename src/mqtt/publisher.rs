@@ -24,6 +24,9 @@ use crate::mqtt::wire::PACKET_OVERHEAD;
 use crate::mqtt::{OWN_PACKET, discovery, stats};
 use crate::types::{CameraId, CameraStatus, Event, Looked};
 
+/// A topic of ours has no more bytes: a prefix of 200, a camera of 63, and a label.
+const LONGEST_TOPIC: usize = 800;
+
 /// Puts messages on the desk. Never blocks on the network and never fails; clones share the desk.
 #[derive(Clone)]
 pub struct Publisher(pub(super) Arc<Inner>);
@@ -76,7 +79,7 @@ impl Publisher {
 
     fn record(&self, lane: &Arc<Lane>, payload: Vec<u8>, durable: bool, what: impl Fn() -> String) {
         let size = lane.topic.len() + payload.len() + PACKET_OVERHEAD;
-        let most = self.0.max_packet.min(self.0.broker_limit.load(Ordering::Relaxed));
+        let most = self.most();
         if size > most {
             lane.drop_one(Why::Large);
             let line = format!(
@@ -108,14 +111,30 @@ impl Publisher {
         Some(self.0.topics.snapshot(camera, slug))
     }
 
-    /// Publishes a picture of the newest object of a label, retained, in place of the one before.
-    pub fn snapshot(&self, camera: &CameraId, label: &str, jpeg: &[u8]) {
+    /// The most bytes of a picture that fit into a message.
+    pub fn picture_room(&self) -> usize {
+        self.most().saturating_sub(LONGEST_TOPIC + PACKET_OVERHEAD)
+    }
+
+    /// Publishes a picture of the newest object of a label, retained, in place of the one before. Returns whether it can be
+    /// had there: not so where nobody asks for the label any more, or it is too large.
+    pub fn snapshot(&self, camera: &CameraId, label: &str, jpeg: &[u8]) -> bool {
         let mut cameras = self.cameras();
-        let Some(slug) = cameras.slug(camera, label).filter(|_| self.0.snapshots).map(str::to_owned) else { return };
+        let slug = cameras.slug(camera, label).filter(|_| self.0.snapshots && jpeg.len() <= self.picture_room());
+        let Some(slug) = slug.map(str::to_owned) else { return false };
         cameras.pictured(camera, &slug);
         let topics = self.0.topics.snapshots(camera, &slug);
-        // Under the lock, so that a label that goes meanwhile is cleared behind it.
-        self.retain(Stage::Picture, topics.into_iter().map(|topic| (topic, jpeg.to_vec())).collect());
+        // Under the lock of the cameras, so that a label that goes meanwhile is cleared behind it.
+        let mut pending = self.0.desk.lock();
+        topics.into_iter().for_each(|topic| pending.retain(Stage::Picture, topic, jpeg.to_vec()));
+        drop(pending);
+        self.0.desk.bell.notify_one();
+        true
+    }
+
+    /// The largest packet that we send and the broker takes, bytes.
+    fn most(&self) -> usize {
+        self.0.max_packet.min(self.0.broker_limit.load(Ordering::Relaxed))
     }
 
     /// Publishes what a camera is asked and whether it is looked at, retained, with zeros for labels that are new. May be

@@ -65,6 +65,11 @@ impl Retained {
         self.changes += (before - self.kept.len()) as u64;
     }
 
+    /// Whether something of this stage waits.
+    pub fn waits_for(&self, stage: Stage) -> bool {
+        self.waiting.range((stage, 0)..=(stage, u64::MAX)).next().is_some()
+    }
+
     /// Every topic that the broker may keep something of, in no order.
     pub fn topics(&self) -> impl Iterator<Item = (Stage, &str)> {
         self.kept.iter().map(|(topic, kept)| (kept.stage, topic.as_str()))

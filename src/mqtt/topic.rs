@@ -33,6 +33,11 @@ impl Topics {
         format!("{}/status", self.prefix)
     }
 
+    /// Nothing is ever published there: `P/-`, which is no camera's either.
+    pub fn question(&self) -> String {
+        format!("{}/-", self.prefix)
+    }
+
     /// What a camera is doing: `P/<camera>/status`.
     pub fn camera_status(&self, camera: &CameraId) -> String {
         format!("{}/{camera}/status", self.prefix)

@@ -123,6 +123,8 @@ pub enum Event {
     Up(Terms),
     /// It answers a subscription: whether it grants all of it.
     Subscribed(bool),
+    /// It answers the end of one.
+    Unsubscribed,
     /// A message on one of the subscriptions.
     Message(Received),
     /// The oldest message handed in is written, under this packet id; 0 with QoS 0.
@@ -211,6 +213,17 @@ impl Client {
         match self {
             Self::V3(client) => client.try_subscribe(filter, QoS::AtLeastOnce).map_err(|_| Full),
             Self::V5(client) => client.try_subscribe(filter, v5::qos(QoS::AtLeastOnce)).map_err(|_| Full),
+        }
+    }
+
+    /// The end of a subscription, be there one or not.
+    ///
+    /// # Errors
+    /// When the channel is full.
+    pub fn unsubscribe(&self, filter: &str) -> Result<(), Full> {
+        match self {
+            Self::V3(client) => client.try_unsubscribe(filter).map_err(|_| Full),
+            Self::V5(client) => client.try_unsubscribe(filter).map_err(|_| Full),
         }
     }
 

@@ -1,15 +1,16 @@
 //! Pictures of objects on `P/<camera>/snapshot/<label>`.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use palisade::base::metrics::Metrics;
-use palisade::config::MqttConfig;
+use palisade::config::{MqttConfig, MqttVersion};
 use palisade::mqtt::Watched;
 use palisade::types::Prompt;
 
-use super::{camera, start, watched};
-use crate::support::broker::{Broker, LONG, Subscriber, eventually};
+use super::{camera, looked, publish, published, start, watched};
+use crate::support::broker::{Broker, LONG, Setup, Subscriber, eventually};
+use crate::support::wire::Wire;
 
 const CAT: &str = "palisade/street/snapshot/cat";
 
@@ -80,4 +81,61 @@ fn a_picture_of_an_earlier_run_stays_while_its_label_is_asked_for() {
     eventually("nobody wants pictures any more", || found(&broker, CAT).is_none());
     assert_eq!(mqtt.publisher().snapshot_topic(&camera("street"), "cat"), None);
     mqtt.finish(LONG);
+}
+
+/// On a slow line a record waits for one picture at most, and the link holds.
+#[test]
+fn pictures_do_not_hold_up_records_on_a_slow_line() {
+    for version in [MqttVersion::V3, MqttVersion::V5] {
+        let broker = Broker::start();
+        let wire = Wire::start(broker.port());
+        let subscriber = Subscriber::new(&broker, "palisade/street/detections");
+        let pictures = Subscriber::new(&broker, "palisade/+/snapshot/+");
+        let metrics = Metrics::new();
+        let config = MqttConfig { port: wire.port(), version, discovery_prefix: None, ..broker.config("slow") };
+        let mqtt = start(config, &metrics);
+        let publisher = mqtt.publisher();
+        Subscriber::new(&broker, "palisade/status").wait_text("palisade/status", "online");
+        // A picture takes a second; what the socket's buffers hold passes beside.
+        wire.slow(200_000);
+        let picture = vec![7; 200_000];
+        for id in ["street", "yard"] {
+            for label in ["cat", "dog"] {
+                assert!(publisher.snapshot(&camera(id), label, &picture));
+            }
+        }
+        let before = Instant::now();
+        for seq in 1..=10 {
+            publish(&publisher, &looked("street", seq, ""));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        subscriber.wait_for("the records", |messages| messages.len() == 10);
+        let (waited, shown) = (before.elapsed(), pictures.messages().len());
+        assert!(shown <= 2, "{shown} pictures went ahead of the records, which took {waited:?}");
+        pictures.wait_for("every picture", |messages| messages.len() == 4);
+        assert_eq!(metrics.counter("mqtt_connects", "broker").get(), 1, "a picture cost the link");
+        mqtt.finish(LONG);
+    }
+}
+
+#[test]
+fn a_picture_that_does_not_fit_is_refused_and_costs_nothing() {
+    let broker = Broker::with(Setup { more: vec!["max_packet_size 60000".to_owned()], ..Setup::default() });
+    let subscriber = Subscriber::new(&broker, "palisade/#");
+    for (version, max_packet) in [(MqttVersion::V3, 50_000), (MqttVersion::V5, 256 * 1024)] {
+        let metrics = Metrics::new();
+        let config = MqttConfig { max_packet, version, discovery_prefix: None, ..broker.config("fits") };
+        let mqtt = start(config, &metrics);
+        let publisher = mqtt.publisher();
+        eventually("the link is there", || publisher.trouble().is_none());
+        assert!(publisher.picture_room() < 60_000);
+        assert!(!publisher.snapshot(&camera("street"), "cat", &[7; 70_000]));
+        assert!(publisher.snapshot(&camera("street"), "cat", &[7; 40_000]));
+        subscriber
+            .wait_for("the small one", |messages| messages.iter().any(|message| message.topic == CAT && message.payload.len() == 40_000));
+        publish(&publisher, &looked("street", 1, ""));
+        eventually("the record is acknowledged", || published(&metrics, "street") == 1);
+        assert_eq!(metrics.counter("mqtt_connects", "broker").get(), 1);
+        mqtt.finish(LONG);
+    }
 }

@@ -26,15 +26,15 @@ fn secrets_in_clear_text_are_told_but_on_loopback() {
 fn a_refused_message_is_refused_for_good_where_nothing_will_change() {
     assert_eq!(v5::refusal(PubAckReason::Success), None);
     assert_eq!(v5::refusal(PubAckReason::NoMatchingSubscribers), None, "nobody listens, and that is no fault");
-    for reason in [PubAckReason::NotAuthorized, PubAckReason::TopicNameInvalid, PubAckReason::PayloadFormatInvalid] {
+    for reason in [
+        PubAckReason::NotAuthorized,
+        PubAckReason::TopicNameInvalid,
+        PubAckReason::PayloadFormatInvalid,
+        PubAckReason::ImplementationSpecificError,
+    ] {
         assert!(!v5::refusal(reason).unwrap().passes, "{reason:?}");
     }
-    for reason in [
-        PubAckReason::QuotaExceeded,
-        PubAckReason::UnspecifiedError,
-        PubAckReason::ImplementationSpecificError,
-        PubAckReason::PacketIdentifierInUse,
-    ] {
+    for reason in [PubAckReason::QuotaExceeded, PubAckReason::UnspecifiedError, PubAckReason::PacketIdentifierInUse] {
         assert!(v5::refusal(reason).unwrap().passes, "{reason:?}");
     }
 }

@@ -18,6 +18,7 @@ pub async fn poll(events: &mut EventLoop) -> Result<Event, Cause> {
         Incoming(Packet::Publish(message)) => {
             Event::Message(Received { topic: message.topic, payload: message.payload.to_vec(), retain: message.retain })
         }
+        Incoming(Packet::UnsubAck(_)) => Event::Unsubscribed,
         Incoming(Packet::PubAck(ack)) => Event::Acked(ack.pkid),
         Incoming(Packet::PubComp(ack)) => Event::Acked(ack.pkid),
         Incoming(Packet::PubRec(_)) => Event::Touched,

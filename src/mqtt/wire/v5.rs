@@ -72,6 +72,7 @@ impl Events {
                 Ok(topic) => Event::Message(Received { topic, payload: message.payload.to_vec(), retain: message.retain }),
                 Err(_) => Event::Other,
             },
+            Incoming(Packet::UnsubAck(_)) => Event::Unsubscribed,
             Incoming(Packet::PubAck(ack)) => match refusal(ack.reason) {
                 Some(refusal) => Event::Refused(ack.pkid, refusal),
                 None => Event::Acked(ack.pkid),
@@ -122,7 +123,8 @@ pub fn refusal(reason: PubAckReason) -> Option<Refusal> {
         PubAckReason::QuotaExceeded => ("a quota is exceeded", true),
         PubAckReason::PacketIdentifierInUse => ("its packet id is in use", true),
         PubAckReason::UnspecifiedError => ("for no reason given", true),
-        PubAckReason::ImplementationSpecificError => ("for a reason of its own", true),
+        // A rule of the broker's own, such as one on payloads, and not for the moment.
+        PubAckReason::ImplementationSpecificError => ("for a reason of its own", false),
     };
     Some(Refusal { why, passes })
 }

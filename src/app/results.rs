@@ -1,5 +1,5 @@
 //! The thread behind the workers: numbers each answer, publishes it and what it tells of the tracked objects, gives the
-//! camera's ticket back, draws the frame and hands it to the sinks.
+//! camera's ticket back, draws the frame and hands it to the sinks. What is told of an object says which clip it is in.
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,6 +17,7 @@ use crate::base::thread::{self, Thread};
 use crate::config::CameraConfig;
 use crate::detect::{Found, Job};
 use crate::mqtt::Publisher;
+use crate::sink::record::Recorder;
 use crate::sink::{Fanout, Picture};
 use crate::track::{Look, Pace, Tracker};
 use crate::types::{CameraId, Event, Looked};
@@ -44,6 +45,14 @@ pub(super) fn follow(cameras: &[CameraConfig], steer: &Steer) -> BTreeMap<Camera
     cameras.iter().map(follow).collect()
 }
 
+/// Who is told of objects.
+pub(super) struct Told {
+    /// The broker.
+    pub(super) publisher: Option<Publisher>,
+    /// Clips.
+    pub(super) recorder: Option<Recorder>,
+}
+
 /// The running thread.
 pub(super) struct Results {
     /// Before the thread: dropped without `finish`, it must let go of the thread that is then joined.
@@ -58,12 +67,12 @@ impl Results {
         fanout: Fanout,
         annotator: Annotator,
         followed: BTreeMap<CameraId, Followed>,
-        publisher: Option<Publisher>,
+        told: Told,
         metrics: &Metrics,
     ) -> Result<Self> {
         let (cut, until) = bounded::<()>(0);
         let ticks = tick(TICK);
-        let mut step = Step { fanout, annotator, followed, publisher, metrics: metrics.clone(), seqs: HashMap::new() };
+        let mut step = Step { fanout, annotator, followed, told, metrics: metrics.clone(), seqs: HashMap::new() };
         let thread = thread::spawn("results", move || {
             loop {
                 select! {
@@ -81,7 +90,15 @@ impl Results {
             }
             // Before the sinks are waited for: the ends must be on their way while the publisher is still open.
             step.follow(|one, now| one.tracker.finish(now));
-            step.fanout.finish(Instant::now() + SINKS);
+            let deadline = Instant::now() + SINKS;
+            // Both write their last at once.
+            if let Some(recorder) = &step.told.recorder {
+                recorder.close();
+            }
+            step.fanout.finish(deadline);
+            if let Some(recorder) = step.told.recorder {
+                recorder.finish(deadline);
+            }
         })?;
         Ok(Self { cut, thread })
     }
@@ -104,7 +121,7 @@ struct Step {
     fanout: Fanout,
     annotator: Annotator,
     followed: BTreeMap<CameraId, Followed>,
-    publisher: Option<Publisher>,
+    told: Told,
     metrics: Metrics,
     seqs: HashMap<CameraId, u64>,
 }
@@ -144,12 +161,12 @@ impl Step {
         self.metrics.counter("frames_analysed", frame.camera.as_str()).add();
         self.metrics.latency("total", "all").record(total);
         let looked = Looked { frame, seq: *seq, prompt, answer: Arc::new(answer), queued, inference, total };
-        if let Some(publisher) = &self.publisher {
+        if let Some(publisher) = &self.told.publisher {
             publisher.looked(&looked);
         }
         if let Some(one) = self.followed.get_mut(&looked.frame.camera) {
             let events = one.tracker.step(&look(&looked));
-            self.tell(&events);
+            self.tell(events);
         }
         (looked, ticket)
     }
@@ -161,14 +178,18 @@ impl Step {
         for camera in cameras {
             self.guarded(camera.clone(), |step| {
                 let events = step.followed.get_mut(&camera).map(|one| what(one, now)).unwrap_or_default();
-                step.tell(&events);
+                step.tell(events);
             });
         }
     }
 
-    fn tell(&self, events: &[Event]) {
-        if let Some(publisher) = &self.publisher {
-            events.iter().for_each(|event| publisher.event(event));
+    fn tell(&self, events: Vec<Event>) {
+        let Told { publisher, recorder } = &self.told;
+        for mut event in events {
+            event.clip = recorder.as_ref().and_then(|recorder| recorder.event(&event));
+            if let Some(publisher) = publisher {
+                publisher.event(&event);
+            }
         }
     }
 

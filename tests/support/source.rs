@@ -100,6 +100,7 @@ pub fn open_hooked(limits: Limits, config: CameraConfig, hook: impl Fn(&str) + C
             tells("status");
             drop(status.send(s));
         }),
+        encoded: None,
     };
     start(limits, config, Metrics::new(), hooks, frames, statuses)
 }
@@ -112,6 +113,7 @@ pub fn open_gated(limits: Limits, config: CameraConfig, metrics: Metrics, admit:
         admit,
         deliver: Box::new(move |f| drop(frame.send(f))),
         status: Box::new(move |s| drop(status.send(s))),
+        encoded: None,
     };
     start(limits, config, metrics, hooks, frames, statuses)
 }

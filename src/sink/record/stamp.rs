@@ -41,8 +41,10 @@ impl Reorder {
     pub fn pattern(&self) -> Pattern {
         let mut times: Vec<Duration> = self.recent.iter().copied().collect();
         times.sort();
-        let steps = times.windows(2).map(|pair| pair[1] - pair[0]).filter(|step| !step.is_zero());
-        Pattern { depth: self.depth, step: steps.min().unwrap_or(STEP) }
+        let mut steps: Vec<Duration> = times.windows(2).map(|pair| pair[1] - pair[0]).filter(|step| !step.is_zero()).collect();
+        // The median: times that came over a network jitter.
+        steps.sort();
+        Pattern { depth: self.depth, step: steps.get(steps.len() / 2).copied().unwrap_or(STEP) }
     }
 }
 

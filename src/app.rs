@@ -26,17 +26,18 @@ use crate::base::shutdown::Shutdown;
 use crate::base::sync;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
-use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig};
+use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig, Record};
 use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
 use crate::gate::Gate;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
 use crate::mqtt::{self, Mqtt, Publisher};
+use crate::sink::record::{Recorded, Recorder, Tape};
 use crate::sink::snapshot::SnapshotSink;
 use crate::sink::video::{CustomSink, FileSink, RtspSink};
 use crate::sink::{Fanout, Sink};
 use crate::source::{self, Decoders, Hooks, Source};
 use crate::types::{CameraId, CameraState, CameraStatus};
-use results::Results;
+use results::{Results, Told};
 use steer::{Asked, Steer};
 
 /// From the order to stop: how long a worker may finish its frame; an answer of a large model may take longer.
@@ -57,6 +58,12 @@ const MQTT_GRACE: Duration = Duration::from_millis(1500);
 /// For the last commands to be on disk.
 const CONTROL_GRACE: Duration = Duration::from_millis(500);
 
+/// What the answers about a new object may take, beyond the time between looks.
+const SLOW_ANSWERS: Duration = Duration::from_secs(10);
+
+/// So much is held in memory ahead of a clip's begin, at most.
+const MOST_LAG: Duration = Duration::from_secs(120);
+
 /// Runs until `shutdown`, or until every source has come to its end. Counts into `metrics`.
 ///
 /// # Errors
@@ -66,11 +73,12 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     source::init()?;
     let ids: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
     let sinks = open_sinks(&config.output, &ids, metrics)?;
+    let recorder = open_recorder(&config, metrics)?;
     let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
     let state = config.mqtt.as_ref().filter(|mqtt| mqtt.control).and_then(|mqtt| mqtt.state_dir.as_deref());
     let steer = Arc::new(Steer::new(&config.cameras, state)?);
     let mqtt = start_mqtt(&config, &steer, &model, metrics)?;
-    let daemon = Daemon::start(config, sinks, &model, mqtt, &steer, shutdown, metrics)?;
+    let daemon = Daemon::start(config, sinks, recorder, &model, mqtt, &steer, shutdown, metrics)?;
     systemd::ready();
     systemd::status(&format!("watching {} cameras with {}", ids.len(), model.name()));
     tracing::info!(model = model.name(), cameras = ids.len(), "running");
@@ -96,6 +104,19 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) ->
         sinks.push(Box::new(CustomSink::new(index, config.clone())?));
     }
     Ok(sinks)
+}
+
+/// Where clips of some cameras are to be kept. An object is told of when it was seen often and long enough, and the model has
+/// answered: so much earlier it was first seen.
+fn open_recorder(config: &Config, metrics: &Metrics) -> Result<Option<Recorder>> {
+    let Some(record) = &config.record else { return Ok(None) };
+    let lag = |camera: &CameraConfig| {
+        let looks = camera.interval * camera.tracking.confirm_looks;
+        (camera.tracking.confirm + looks + SLOW_ANSWERS).min(MOST_LAG)
+    };
+    let kept = config.cameras.iter().filter(|camera| camera.enabled && camera.record == Record::Events);
+    let kept: Vec<Recorded> = kept.map(|camera| Recorded { camera: camera.id.clone(), lag: lag(camera) }).collect();
+    if kept.is_empty() { Ok(None) } else { Recorder::start(record.clone(), &kept, metrics).map(Some) }
 }
 
 /// Finds, downloads where need be, and loads the model; `None` when told to stop meanwhile. Reading a large model takes
@@ -153,9 +174,11 @@ struct Daemon {
 }
 
 impl Daemon {
+    #[expect(clippy::too_many_arguments, reason = "what the stages are made of; each has another origin")]
     fn start(
         config: Config,
         sinks: Vec<Box<dyn Sink>>,
+        recorder: Option<Recorder>,
         model: &PaliGemma,
         mqtt: Option<Mqtt>,
         steer: &Steer,
@@ -172,16 +195,19 @@ impl Daemon {
         let detector = |_| Box::new(PaliGemmaDetector::new(model, limits.clone(), drafts.clone())) as Box<dyn Detector>;
         let detectors = (0..config.model.workers).map(detector).collect();
         let followed = results::follow(&config.cameras, steer);
-        let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, followed, publisher.clone(), metrics)?;
+        let tape = |camera: &CameraConfig| recorder.as_ref().and_then(|recorder| recorder.tape(&camera.id));
+        let tapes: Vec<Option<Tape>> = config.cameras.iter().map(tape).collect();
+        let told = Told { publisher: publisher.clone(), recorder };
+        let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, followed, told, metrics)?;
         let workers = detect::start(detectors, max_batch, &jobs, &send, metrics)?;
         // From here on the workers alone hold these: when they end, so does what waits for them.
         drop((send, jobs));
         let decoders = Decoders::start()?;
         let mut sources = Vec::new();
-        for (camera, putter) in config.cameras.into_iter().zip(putters) {
+        for ((camera, putter), tape) in config.cameras.into_iter().zip(putters).zip(tapes) {
             if camera.enabled {
                 let asked = steer.asked(&camera);
-                match start_source(camera, asked, putter, publisher.clone(), &decoders, shutdown, metrics) {
+                match start_source(camera, asked, putter, tape, publisher.clone(), &decoders, shutdown, metrics) {
                     Ok(source) => sources.push(source),
                     Err(error) => {
                         // Those that run already are joined as they are dropped, and only the flag ends them.
@@ -263,10 +289,12 @@ impl Daemon {
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "what a camera is made of; each has another origin")]
 fn start_source(
     camera: CameraConfig,
     asked: Asked,
     putter: Putter<Job>,
+    tape: Option<Tape>,
     publisher: Option<Publisher>,
     decoders: &Decoders,
     shutdown: &Shutdown,
@@ -277,7 +305,8 @@ fn start_source(
         noted.note(status.state);
         publisher.iter().for_each(|publisher| publisher.camera_status(&status));
     };
-    let hooks = hooks(&camera, asked, putter, status, metrics);
+    let encoded = tape.map(|tape| Box::new(move |encoded| tape.take(encoded)) as source::Record);
+    let hooks = Hooks { encoded, ..hooks(&camera, asked, putter, status, metrics) };
     source::start(camera, hooks, decoders, metrics, shutdown.clone())
 }
 
@@ -302,6 +331,7 @@ fn hooks(
             }
         }),
         status: Box::new(status),
+        encoded: None,
     }
 }
 

@@ -76,6 +76,8 @@ pub struct Config {
     pub cameras: Vec<CameraConfig>,
     /// Where annotated frames go.
     pub output: OutputConfig,
+    /// Where clips go; `None`: no camera's are kept.
+    pub record: Option<RecordConfig>,
     /// The broker; `None`: nothing is published.
     pub mqtt: Option<MqttConfig>,
     /// The log.
@@ -136,6 +138,8 @@ pub struct CameraConfig {
     pub enabled: bool,
     /// What becomes of its detections over time.
     pub tracking: Tracking,
+    /// What is kept of its stream.
+    pub record: Record,
 }
 
 impl CameraConfig {
@@ -158,6 +162,7 @@ impl CameraConfig {
             password: None,
             enabled: true,
             tracking: Tracking::default(),
+            record: Record::default(),
         }
     }
 }
@@ -229,6 +234,48 @@ pub enum Decode {
     Keyframes,
     /// Every frame.
     All,
+}
+
+/// What is kept of a camera's stream, as it was encoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Record {
+    /// Nothing.
+    #[default]
+    Off,
+    /// A clip while an object is there.
+    Events,
+}
+
+/// Clips: `DIR/<camera>/<time>.mp4`, with retention.
+#[derive(Clone, Debug)]
+pub struct RecordConfig {
+    /// The folder.
+    pub dir: PathBuf,
+    /// Kept from before an object was first seen.
+    pub pre_roll: Duration,
+    /// Kept after it was last seen.
+    pub post_roll: Duration,
+    /// A longer clip is cut into parts.
+    pub max_clip: Duration,
+    /// At most this age.
+    pub keep_for: Duration,
+    /// At most so many bytes, of all cameras together.
+    pub keep_bytes: u64,
+}
+
+impl RecordConfig {
+    /// With every other key at its default.
+    pub fn new(dir: PathBuf) -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            dir,
+            pre_roll: seconds(5),
+            post_roll: seconds(5),
+            max_clip: seconds(300),
+            keep_for: seconds(7 * 86_400),
+            keep_bytes: 10_000_000_000,
+        }
+    }
 }
 
 /// Every sink; several may run at once.

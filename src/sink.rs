@@ -1,6 +1,7 @@
-//! Floor 3: annotated frames go out. One thread and one short queue per sink: a slow or failing one drops its own
-//! frames, counts them, and disturbs nothing else.
+//! Floor 3: annotated frames go out, and clips of what a camera sent. One thread and one short queue per sink: a slow or
+//! failing one drops its own frames, counts them, and disturbs nothing else.
 
+pub mod record;
 pub mod snapshot;
 pub mod video;
 

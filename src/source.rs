@@ -35,7 +35,7 @@ use crate::base::metrics::Metrics;
 use crate::base::shutdown::Shutdown;
 use crate::base::thread::{self, Thread};
 use crate::config::CameraConfig;
-use crate::types::{CameraStatus, Frame, Luma, TimeSource};
+use crate::types::{CameraStatus, Encoded, Frame, Luma, TimeSource};
 use event::Board;
 use supervisor::Hanging;
 
@@ -68,7 +68,12 @@ pub struct Hooks {
     pub deliver: Box<dyn FnMut(Frame) + Send>,
     /// Called on the supervisor's thread at each change of state, once.
     pub status: Box<dyn FnMut(CameraStatus) + Send>,
+    /// Called with every picture as it was encoded, and when the stream has ended; must not block. `None`: nobody keeps it.
+    pub encoded: Option<Record>,
 }
+
+/// Takes a camera's encoded stream.
+pub type Record = Box<dyn FnMut(Encoded) + Send>;
 
 /// Whether a frame would be wanted.
 pub type Wants = Box<dyn FnMut(Candidate) -> bool + Send>;

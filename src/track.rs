@@ -285,6 +285,7 @@ fn event(camera: &CameraId, last: &Last, kind: EventKind, reason: Reason, time: 
         frame: last.frame,
         prompt_id: last.prompt.clone(),
         snapshot: None,
+        clip: None,
     }
 }
 

@@ -13,6 +13,7 @@ mod hub;
 mod layering;
 mod model;
 mod mqtt;
+mod record;
 mod serve;
 mod source;
 mod support;

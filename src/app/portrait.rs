@@ -120,6 +120,7 @@ mod tests {
             frame: (64, 48),
             prompt_id: "p".into(),
             snapshot: None,
+            clip: None,
         }
     }
 

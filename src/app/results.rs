@@ -1,5 +1,5 @@
 //! The thread behind the workers: numbers each answer, publishes it and what it tells of the tracked objects, gives the
-//! camera's ticket back, draws the frame and hands it to the sinks.
+//! camera's ticket back, draws the frame and hands it to the sinks. What is told of an object says which clip it is in.
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,6 +18,7 @@ use crate::base::thread::{self, Thread};
 use crate::config::CameraConfig;
 use crate::detect::{Found, Job};
 use crate::mqtt::Publisher;
+use crate::sink::record::Recorder;
 use crate::sink::{Fanout, Picture};
 use crate::track::{Look, Pace, Tracker};
 use crate::types::{CameraId, Event, EventKind, Looked};
@@ -45,6 +46,14 @@ pub(super) fn follow(cameras: &[CameraConfig], steer: &Steer) -> BTreeMap<Camera
     cameras.iter().map(follow).collect()
 }
 
+/// Who is told of objects.
+pub(super) struct Told {
+    /// The broker.
+    pub(super) publisher: Option<Publisher>,
+    /// Clips.
+    pub(super) recorder: Option<Recorder>,
+}
+
 /// The running thread.
 pub(super) struct Results {
     /// Before the thread: dropped without `finish`, it must let go of the thread that is then joined.
@@ -59,20 +68,13 @@ impl Results {
         fanout: Fanout,
         annotator: Annotator,
         followed: BTreeMap<CameraId, Followed>,
-        publisher: Option<Publisher>,
+        told: Told,
         metrics: &Metrics,
     ) -> Result<Self> {
         let (cut, until) = bounded::<()>(0);
         let ticks = tick(TICK);
-        let mut step = Step {
-            fanout,
-            annotator,
-            followed,
-            publisher,
-            metrics: metrics.clone(),
-            seqs: HashMap::new(),
-            portraits: Portraits::default(),
-        };
+        let mut step =
+            Step { fanout, annotator, followed, told, metrics: metrics.clone(), seqs: HashMap::new(), portraits: Portraits::default() };
         let thread = thread::spawn("results", move || {
             loop {
                 select! {
@@ -90,7 +92,15 @@ impl Results {
             }
             // Before the sinks are waited for: the ends must be on their way while the publisher is still open.
             step.follow(|one, now| one.tracker.finish(now));
-            step.fanout.finish(Instant::now() + SINKS);
+            let deadline = Instant::now() + SINKS;
+            // Both write their last at once.
+            if let Some(recorder) = &step.told.recorder {
+                recorder.close();
+            }
+            step.fanout.finish(deadline);
+            if let Some(recorder) = step.told.recorder {
+                recorder.finish(deadline);
+            }
         })?;
         Ok(Self { cut, thread })
     }
@@ -113,7 +123,7 @@ struct Step {
     fanout: Fanout,
     annotator: Annotator,
     followed: BTreeMap<CameraId, Followed>,
-    publisher: Option<Publisher>,
+    told: Told,
     metrics: Metrics,
     seqs: HashMap<CameraId, u64>,
     portraits: Portraits,
@@ -163,7 +173,7 @@ impl Step {
         self.metrics.counter("frames_analysed", frame.camera.as_str()).add();
         self.metrics.latency("total", "all").record(total);
         let looked = Looked { frame, seq: *seq, prompt, answer: Arc::new(answer), queued, inference, total };
-        if let Some(publisher) = &self.publisher {
+        if let Some(publisher) = &self.told.publisher {
             publisher.looked(&looked);
         }
         let followed = self.followed.get_mut(&looked.frame.camera);
@@ -183,15 +193,16 @@ impl Step {
         }
     }
 
-    /// Publishes events; those of a look with pictures of their objects, where that is the best so far.
-    fn tell(&mut self, mut events: Vec<Event>, looked: Option<&Looked>) {
-        let Some(publisher) = &self.publisher else { return };
+    /// Has events recorded and published; those of a look with pictures of their objects, where that is the best so far.
+    fn tell(&mut self, events: Vec<Event>, looked: Option<&Looked>) {
         let mut jpeg = None;
-        for event in &mut events {
+        for mut event in events {
+            event.clip = self.told.recorder.as_ref().and_then(|recorder| recorder.event(&event));
+            let Some(publisher) = &self.told.publisher else { continue };
             let topic = publisher.snapshot_topic(&event.camera, &event.track.label);
-            let mut picture = topic.as_deref().map_or(portrait::Picture::Other, |topic| self.portraits.see(topic, event));
+            let mut picture = topic.as_deref().map_or(portrait::Picture::Other, |topic| self.portraits.see(topic, &event));
             if topic.is_none() && event.kind == EventKind::End {
-                self.portraits.forget(event);
+                self.portraits.forget(&event);
             }
             if let (portrait::Picture::Draw, Some(looked)) = (picture, looked) {
                 let jpeg = jpeg.get_or_insert_with(|| self.portrait(looked, publisher.picture_room()));
@@ -201,7 +212,7 @@ impl Step {
                 }
             }
             event.snapshot = topic.filter(|_| picture != portrait::Picture::Other);
-            publisher.event(event);
+            publisher.event(&event);
         }
     }
 

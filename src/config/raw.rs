@@ -1,6 +1,7 @@
 //! From the file's text to the checked configuration; every rule about a key stands here, beside the key.
 
 mod camera;
+mod record;
 mod track;
 
 use std::net::IpAddr;
@@ -52,7 +53,8 @@ pub(super) fn parse(text: &str, env: Env<'_>, checks: &Checks<'_>) -> Result<Con
     let cameras = camera::cameras(&root, written, &tracking, outside);
     labels.check(&cameras, count);
     let output = output(root.section("output"), count > 1, outside);
-    let config = Config { model, cameras, output, mqtt: mqtt(root.section("mqtt"), outside), log: log(root.section("log")) };
+    let record = record::table(&mut root, &cameras);
+    let config = Config { model, cameras, output, record, mqtt: mqtt(root.section("mqtt"), outside), log: log(root.section("log")) };
     root.finish();
     match document.into_faults() {
         faults if faults.is_empty() => Ok(config),

@@ -1,6 +1,7 @@
 //! Annotated frames as video: MP4 files, an RTSP server, and `gst-launch` fragments of the operator's own. Beside them, a
 //! camera to try the daemon on.
 
+mod clip;
 mod custom;
 mod encoder;
 mod feed;
@@ -13,6 +14,7 @@ mod serving;
 
 use crate::base::error::{Context, Kind, Result};
 
+pub use clip::{ClipFile, check_clips};
 pub use custom::{CustomSink, check_fragment};
 pub use file::FileSink;
 pub use rtsp::RtspSink;

@@ -21,7 +21,7 @@ use crate::source::plan::{Path, Plan};
 use crate::source::pool::{Order, Seat};
 use crate::source::tap::Tap;
 use crate::source::unit::{self, Unit};
-use crate::types::TimeSource;
+use crate::types::{Encoded, TimeSource};
 
 /// A camera's clock that is further ahead or behind (milliseconds) is not believed.
 const NTP_AHEAD: i64 = 2_000;
@@ -76,6 +76,10 @@ impl Intake {
         if self.caps.as_ref() != Some(&caps) {
             tap.announce(&caps);
             self.raw = VideoInfo::from_caps(&caps).ok().filter(|_| caps.structure(0).is_some_and(|s| s.name() == "video/x-raw"));
+            if unit::codec(&caps).is_none() {
+                let media = caps.structure(0).map(|structure| structure.name().to_string());
+                tap.encoded(|| media.map(Encoded::Unfit));
+            }
             self.caps = Some(caps.clone());
         }
         let moment = moment(&buffer, segment, now, self.parts.live, tap.camera_time(buffer.pts()));
@@ -98,9 +102,10 @@ impl Intake {
     /// One encoded picture.
     fn unit(&mut self, unit: Unit) {
         self.parts.tap.counters().frames_in.add();
+        let at = unit.running_time().unwrap_or_else(|| unit.moment.received.saturating_duration_since(self.parts.tap.started()));
+        self.parts.tap.encoded(|| unit.encoded(at).map(Encoded::Unit));
         let (path, follows) = {
             let mut plan = sync::lock(&self.parts.plan);
-            let at = unit.running_time().unwrap_or_else(|| unit.moment.received.saturating_duration_since(self.parts.tap.started()));
             (plan.step(unit.key, at), plan.may_follow())
         };
         if path == Path::Keyframes {

@@ -24,7 +24,7 @@ use crate::source::plan::Plan;
 use crate::source::tap::{Counters, Outside, Tap};
 use crate::source::watch::{Ended, Fault, Flood, Health, Next, Policy, Rate, RateNews, Retry, Watch};
 use crate::source::{Decoders, Hooks, Limits, pipeline, tap};
-use crate::types::CameraState;
+use crate::types::{CameraState, Encoded};
 
 /// How long the bus is waited on before the watchdog looks again.
 const POLL: ClockTime = ClockTime::from_mseconds(100);
@@ -91,7 +91,7 @@ impl Supervisor {
     ) -> Self {
         let id = &config.id;
         let live = location.is_live();
-        let (outlets, tell) = tap::part(hooks);
+        let (outlets, recording, tell) = tap::part(hooks);
         let counters = Counters::new(metrics, id);
         Self {
             watch: Watch { limits, live },
@@ -102,6 +102,7 @@ impl Supervisor {
                 max_width: config.max_width,
                 frozen_after: config.frozen_after.filter(|_| live),
                 outlets,
+                recording,
                 counters,
             },
             plan: Arc::new(Mutex::new(Plan::new(config.decode, config.interval))),
@@ -130,6 +131,7 @@ impl Supervisor {
         }
         // An abandoned pipeline may still hold a tap; the hooks end here all the same.
         drop(sync::lock(&self.outside.outlets).take());
+        drop(sync::lock(&self.outside.recording).take());
     }
 
     /// Attempts until the end; the reason where the source failed for good.
@@ -190,6 +192,8 @@ impl Supervisor {
             Ended::Lost(_) if tap.has_no_video() => Ended::Lost(self.interpreter.no_video()),
             ended => ended,
         };
+        // Before the backoff: what was kept so far is complete while the camera is away.
+        tap.encoded(|| Some(Encoded::Lost));
         if let Ended::Stalled(reason) = &ended {
             self.herald.turn(CameraState::Stalled, reason);
         }

@@ -17,8 +17,8 @@ use crate::source::convert::{self, Converter};
 use crate::source::decoder::Picture;
 use crate::source::frozen::Frozen;
 use crate::source::watch::{Fault, Pulse, Retry};
-use crate::source::{Admit, Candidate, Hooks, Wants};
-use crate::types::{CameraId, CameraStatus, Frame};
+use crate::source::{Admit, Candidate, Hooks, Record, Wants};
+use crate::types::{CameraId, CameraStatus, Encoded, Frame};
 
 /// Seconds from the NTP epoch (1900) to the Unix epoch.
 const NTP_TO_UNIX: u64 = 2_208_988_800;
@@ -33,10 +33,14 @@ pub struct Outlets {
 /// The supervisor's hook.
 pub type Tell = Box<dyn FnMut(CameraStatus) + Send>;
 
+/// The hook that is called with encoded pictures; taken out when the source ends. Apart from the others: those may be held up
+/// by a picture that is looked at.
+pub type Recording = Arc<Mutex<Option<Record>>>;
+
 /// Parts the hooks by who calls them.
-pub fn part(hooks: Hooks) -> (Arc<Mutex<Option<Outlets>>>, Tell) {
-    let Hooks { wants, admit, deliver, status } = hooks;
-    (Arc::new(Mutex::new(Some(Outlets { wants, admit, deliver }))), status)
+pub fn part(hooks: Hooks) -> (Arc<Mutex<Option<Outlets>>>, Recording, Tell) {
+    let Hooks { wants, admit, deliver, status, encoded } = hooks;
+    (Arc::new(Mutex::new(Some(Outlets { wants, admit, deliver }))), Arc::new(Mutex::new(encoded)), status)
 }
 
 /// The counters of a camera.
@@ -79,6 +83,8 @@ pub struct Outside {
     pub frozen_after: Option<Duration>,
     /// The hooks.
     pub outlets: Arc<Mutex<Option<Outlets>>>,
+    /// The hook for encoded pictures.
+    pub recording: Recording,
     /// What is counted.
     pub counters: Counters,
 }
@@ -95,6 +101,8 @@ pub struct Tap {
     /// Pictures come with keyframes only.
     scarce: AtomicBool,
     panicked: AtomicBool,
+    /// The attempt is over; a pipeline that is left behind may go on.
+    ended: AtomicBool,
     untrusted: AtomicBool,
     /// The server offered streams, and pictures among them.
     offered: AtomicBool,
@@ -124,6 +132,7 @@ impl Tap {
             failing: Default::default(),
             scarce: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             untrusted: AtomicBool::new(false),
             offered: AtomicBool::new(false),
             offered_video: AtomicBool::new(false),
@@ -244,6 +253,18 @@ impl Tap {
             self.mark(first);
         }
         self.mark(last);
+    }
+
+    /// Hands on what comes of the encoded stream, if somebody keeps it: a copy, for a source may have few buffers of its
+    /// own, and waits for those it gave away. Nothing of an attempt comes after its end.
+    pub fn encoded(&self, encoded: impl FnOnce() -> Option<Encoded>) {
+        let mut recording = sync::lock(&self.outside.recording);
+        let Some(record) = recording.as_mut().filter(|_| !self.panicked() && !self.ended.load(Ordering::Acquire)) else { return };
+        let Some(encoded) = encoded() else { return };
+        self.ended.store(matches!(encoded, Encoded::Lost), Ordering::Release);
+        if catch_unwind(AssertUnwindSafe(|| record(encoded))).is_err() {
+            self.panicked.store(true, Ordering::Release);
+        }
     }
 
     /// Whether a picture that is not decoded yet would be looked at.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use gstreamer::{Buffer, BufferFlags, Caps, ClockTime, Segment};
 
 use crate::source::Candidate;
+use crate::types::{Codec, EncodedUnit};
 
 /// One encoded picture.
 #[derive(Clone)]
@@ -29,7 +30,23 @@ impl Unit {
 
     /// Whether it is H.264.
     pub fn is_h264(&self) -> bool {
-        self.caps.structure(0).is_some_and(|caps| caps.name() == "video/x-h264")
+        codec(&self.caps) == Some(Codec::H264)
+    }
+
+    /// A copy for whoever keeps it, shown at `time`; `None` where it is of a kind that is not kept.
+    pub fn encoded(&self, time: Duration) -> Option<EncodedUnit> {
+        let codec = codec(&self.caps)?;
+        let bytes = self.buffer.map_readable().ok()?.as_slice().into();
+        Some(EncodedUnit { codec, bytes, key: self.key, time, captured: self.moment.captured })
+    }
+}
+
+/// What pictures of these caps are, if they can be kept as they are.
+pub fn codec(caps: &Caps) -> Option<Codec> {
+    match caps.structure(0)?.name().as_str() {
+        "video/x-h264" => Some(Codec::H264),
+        "video/x-h265" => Some(Codec::H265),
+        _ => None,
     }
 }
 

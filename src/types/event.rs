@@ -108,4 +108,6 @@ pub struct Event {
     pub prompt_id: Arc<str>,
     /// Path or topic of a picture of the object.
     pub snapshot: Option<String>,
+    /// Path of the video that the object is in at this moment.
+    pub clip: Option<String>,
 }

@@ -41,6 +41,7 @@ pub fn cat(kind: EventKind, reason: Reason) -> Event {
         frame: (1920, 1080),
         prompt_id: "5d41402a".into(),
         snapshot: None,
+        clip: None,
     }
 }
 

@@ -107,7 +107,8 @@ fn what_is_published_is_what_the_schema_promises() {
     ] {
         say(&publisher, &cat(kind, reason));
     }
-    let pictured = Event { snapshot: Some("palisade/street/snapshot/cat".to_owned()), ..cat(EventKind::Update, Reason::Score) };
+    let clip = Some("/clips/street/20261123T140302.120Z.mp4".to_owned());
+    let pictured = Event { snapshot: Some("palisade/street/snapshot/cat".to_owned()), clip, ..cat(EventKind::Update, Reason::Score) };
     say(&publisher, &pictured);
     subscriber.wait_for("the events", |messages| messages.iter().filter(|one| one.topic.ends_with("/events")).count() == 7);
     subscriber.wait_for("both detections", |messages| messages.iter().filter(|one| one.topic.ends_with("/detections")).count() == 2);

@@ -100,6 +100,7 @@ pub fn open_hooked(limits: Limits, config: CameraConfig, hook: impl Fn(&str) + C
             tells("status");
             drop(status.send(s));
         }),
+        encoded: None,
     };
     start(limits, config, Metrics::new(), hooks, frames, statuses)
 }
@@ -112,8 +113,23 @@ pub fn open_gated(limits: Limits, config: CameraConfig, metrics: Metrics, admit:
         admit,
         deliver: Box::new(move |f| drop(frame.send(f))),
         status: Box::new(move |s| drop(status.send(s))),
+        encoded: None,
     };
     start(limits, config, metrics, hooks, frames, statuses)
+}
+
+/// With `record` as the hook for encoded pictures.
+pub fn open_kept(config: CameraConfig, metrics: Metrics, record: source::Record) -> Open {
+    let (frame, frames) = unbounded();
+    let (status, statuses) = unbounded();
+    let hooks = Hooks {
+        wants: Box::new(|_| true),
+        admit: Box::new(|_, _| true),
+        deliver: Box::new(move |f| drop(frame.send(f))),
+        status: Box::new(move |s| drop(status.send(s))),
+        encoded: Some(record),
+    };
+    start(limits(), config, metrics, hooks, frames, statuses)
 }
 
 fn start(

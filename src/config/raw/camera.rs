@@ -8,7 +8,7 @@ use crate::base::redact::SecretString;
 use crate::config::raw::{DAY, Outside, password, track};
 use crate::config::reader::{At, Section};
 use crate::config::uri::{self, Located};
-use crate::config::{CameraConfig, Decode, DecoderKind, Input, MotionConfig, Transport};
+use crate::config::{CameraConfig, Decode, DecoderKind, Input, MotionConfig, Record, Transport};
 use crate::types::{CameraId, Prompt, Tracking};
 
 /// Keys that say how a URI is opened; a fragment's elements have properties for the like.
@@ -70,6 +70,11 @@ fn camera(mut section: Section<'_, '_>, known: &mut Known, tracking: &Tracking, 
     let max_width = section.holds("max_width").then(|| section.integer("max_width", 64..=8192, 64) as u32);
     let frozen_after = section.holds("frozen_after").then(|| Duration::from_secs_f64(section.number("frozen_after", 1.0..=DAY, DAY)));
     let enabled = section.flag("enabled", true).value;
+    let record = section.choice("record", &[("off", Record::Off), ("events", Record::Events)], Record::default());
+    if record != Record::Off && section.holds("pipeline") {
+        let message = "has no meaning beside pipeline, which ends in raw video; must be off, or the camera opened by uri";
+        section.fault("record", section.offset_of("record"), message);
+    }
     let tracking = track::camera(&mut section, prompt.as_ref(), tracking);
     section.finish();
     let Opening { input, looped, transport, ca_file, username, password } = opening?;
@@ -87,6 +92,7 @@ fn camera(mut section: Section<'_, '_>, known: &mut Known, tracking: &Tracking, 
         password,
         enabled,
         tracking,
+        record,
         ..CameraConfig::new(id?, input, prompt?)
     })
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::base::redact::ExposeSecret;
-use crate::config::{DecoderKind, Input, MotionConfig, TlsFault, Transport};
+use crate::config::{DecoderKind, Input, MotionConfig, Record, TlsFault, Transport};
 use crate::types::MinScore;
 
 const CAMERA: &str = "[[camera]]\nid = \"street\"\nuri = \"rtsp://cam/main\"\nprompt = \"detect cat; dog\"\n";
@@ -498,4 +498,30 @@ fn mistakes_about_objects_are_told_with_their_place() {
         "line 35: camera[0].filter[3].label is \"DOG\" once more; a label has one filter".to_owned(),
     ];
     assert_eq!(faults(&text), expected);
+}
+
+#[test]
+fn clips_need_a_folder_and_an_encoded_stream() {
+    let text = |camera: &str, table: &str| format!("[model]\npath = \"samples\"\n{CAMERA}{camera}\n{table}");
+    let config = read(&text("", "")).unwrap();
+    assert!(config.record.is_none() && config.cameras[0].record == Record::Off);
+    let config = read(&text("record = \"events\"", "[record]\ndir = \"clips\"\npre_roll = 0\nkeep_gb = 0.5\nkeep_days = 2")).unwrap();
+    let record = config.record.unwrap();
+    assert_eq!((config.cameras[0].record, record.dir, record.pre_roll), (Record::Events, "clips".into(), Duration::ZERO));
+    assert_eq!((record.post_roll, record.max_clip), (Duration::from_secs(5), Duration::from_secs(300)));
+    assert_eq!((record.keep_bytes, record.keep_for), (500_000_000, Duration::from_secs(2 * 86_400)));
+    let folder = "record is missing; must be a table [record] with dir, the folder for the clips: a camera has record = \"events\"";
+    assert_eq!(faults(&text("record = \"events\"", "")), [format!("line 1: {folder}")]);
+    let bad = "[record]\npre_roll = 61\nmax_clip = 1\nkeep_gigabytes = 3";
+    let expected = [
+        "line 7: camera[0].record is \"always\"; must be one of off, events",
+        "line 8: record.dir is missing; must be the folder for the clips",
+        "line 9: record.pre_roll is 61; must be in 0..=60",
+        "line 10: record.max_clip is 1; must be in 10..=3600",
+        "line 11: record.keep_gigabytes is not a known key; known here: dir, keep_days, keep_gb, max_clip, post_roll, pre_roll",
+    ];
+    assert_eq!(faults(&text("record = \"always\"", bad))[..], expected.map(str::to_owned)[..]);
+    let raw = "[model]\npath = \"samples\"\n[[camera]]\nid = \"a\"\npipeline = \"x\"\nprompt = \"detect cat\"\nrecord = \"events\"\n[record]\ndir = \"c\"";
+    let message = "has no meaning beside pipeline, which ends in raw video; must be off, or the camera opened by uri";
+    assert_eq!(faults(raw), [format!("line 7: camera[0].record {message}")]);
 }

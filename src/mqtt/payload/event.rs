@@ -31,6 +31,8 @@ struct EventWire<'a> {
     prompt_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshot: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clip: Option<&'a str>,
 }
 
 /// The `events` object. Boxes and scores are shares (0..1) with four decimals. `end_time` is when the object was last seen,
@@ -59,6 +61,7 @@ pub fn event(event: &Event) -> Vec<u8> {
         reason: event.reason.name(),
         prompt_id: &event.prompt_id,
         snapshot: event.snapshot.as_deref(),
+        clip: event.clip.as_deref(),
     })
 }
 
@@ -96,6 +99,7 @@ mod tests {
             frame: (1920, 1080),
             prompt_id: "5d41402a".into(),
             snapshot: None,
+            clip: None,
         }
     }
 
@@ -114,9 +118,15 @@ mod tests {
 
     #[test]
     fn an_end_time_is_told_at_the_end_only_and_a_picture_where_there_is_one() {
-        let open = Event { kind: EventKind::Update, snapshot: Some("out/street/1.jpg".to_owned()), ..gone() };
+        let open = Event {
+            kind: EventKind::Update,
+            snapshot: Some("out/street/1.jpg".to_owned()),
+            clip: Some("out/street/1.mp4".to_owned()),
+            ..gone()
+        };
         let value: Value = serde_json::from_slice(&event(&open)).unwrap();
         assert_eq!((&value["end_time"], &value["snapshot"]), (&Value::Null, &json!("out/street/1.jpg")));
+        assert_eq!(value["clip"], json!("out/street/1.mp4"));
         assert!(value.as_object().unwrap().contains_key("end_time"));
     }
 }

@@ -153,41 +153,58 @@ impl Feed {
     /// # Errors
     /// When that fails or takes over five seconds.
     pub fn finish(self) -> Result<()> {
-        let name = self.pipeline.name();
         // A pipeline that has ended already says so on the bus.
         self.source.end_of_stream().map(drop).unwrap_or_default();
-        let ends = [MessageType::Eos, MessageType::Error];
-        let message = self.bus.timed_pop_filtered(ClockTime::from_nseconds(FINISH.as_nanos() as u64), &ends);
-        match message.as_ref().map(|message| message.view()) {
-            Some(MessageView::Eos(_)) => Ok(()),
-            Some(MessageView::Error(error)) => Err(sentence(&name, error)),
-            _ => Err(Error::new(Kind::Pipeline, format!("{name} was not complete within {} s", FINISH.as_secs()))),
-        }
+        finished(&self.pipeline, &self.bus)
     }
 
     /// What the pipeline complained of since last asked.
     fn fault(&self) -> Option<Error> {
-        let message = self.bus.pop_filtered(&[MessageType::Error, MessageType::Eos])?;
-        Some(match message.view() {
-            MessageView::Error(error) => sentence(&self.pipeline.name(), error),
-            _ => Error::new(Kind::Pipeline, format!("{} ended by itself", self.pipeline.name())),
-        })
+        fault(&self.pipeline, &self.bus)
     }
 }
 
 impl Drop for Feed {
-    /// To NULL in a thread of its own: a network or disk that hangs would hold the sink's thread up.
     fn drop(&mut self) {
-        let pipeline = self.pipeline.clone();
-        let name = pipeline.name();
-        let stopping = thread::spawn(format!("stop-{name}"), move || {
-            if pipeline.set_state(gstreamer::State::Null).is_err() {
-                tracing::debug!(pipeline = %pipeline.name(), "the pipeline refused to stop");
-            }
-        });
-        if !stopping.is_ok_and(|thread| thread.join_until(Instant::now() + TEARDOWN)) {
-            tracing::warn!(pipeline = %name, "a pipeline did not stop in time and was left behind");
+        tear_down(&self.pipeline);
+    }
+}
+
+/// Waits until a pipeline that was told of the end has written it.
+///
+/// # Errors
+/// When that fails or takes over five seconds.
+pub fn finished(pipeline: &Pipeline, bus: &Bus) -> Result<()> {
+    let name = pipeline.name();
+    let ends = [MessageType::Eos, MessageType::Error];
+    let message = bus.timed_pop_filtered(ClockTime::from_nseconds(FINISH.as_nanos() as u64), &ends);
+    match message.as_ref().map(|message| message.view()) {
+        Some(MessageView::Eos(_)) => Ok(()),
+        Some(MessageView::Error(error)) => Err(sentence(&name, error)),
+        _ => Err(Error::new(Kind::Pipeline, format!("{name} was not complete within {} s", FINISH.as_secs()))),
+    }
+}
+
+/// What a pipeline complained of since last asked.
+pub fn fault(pipeline: &Pipeline, bus: &Bus) -> Option<Error> {
+    let message = bus.pop_filtered(&[MessageType::Error, MessageType::Eos])?;
+    Some(match message.view() {
+        MessageView::Error(error) => sentence(&pipeline.name(), error),
+        _ => Error::new(Kind::Pipeline, format!("{} ended by itself", pipeline.name())),
+    })
+}
+
+/// To NULL in a thread of its own: a network or disk that hangs would hold the sink's thread up.
+pub fn tear_down(pipeline: &Pipeline) {
+    let pipeline = pipeline.clone();
+    let name = pipeline.name();
+    let stopping = thread::spawn(format!("stop-{name}"), move || {
+        if pipeline.set_state(gstreamer::State::Null).is_err() {
+            tracing::debug!(pipeline = %pipeline.name(), "the pipeline refused to stop");
         }
+    });
+    if !stopping.is_ok_and(|thread| thread.join_until(Instant::now() + TEARDOWN)) {
+        tracing::warn!(pipeline = %name, "a pipeline did not stop in time and was left behind");
     }
 }
 

@@ -293,6 +293,7 @@ fn hooks(
     let [wanted, admitted] = [asked.clone(), asked.clone()];
     let dropped = metrics.counter("frames_dropped", camera.id.as_str());
     Hooks {
+        encoded: None,
         wants: Box::new(move |candidate| wanted.detects() && sync::lock(&ahead).wants(candidate.received)),
         admit: Box::new(move |candidate, luma| admitted.detects() && sync::lock(&gate).admit(candidate.received, luma)),
         deliver: Box::new(move |frame| {

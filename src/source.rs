@@ -35,7 +35,7 @@ use crate::base::metrics::Metrics;
 use crate::base::shutdown::Shutdown;
 use crate::base::thread::{self, Thread};
 use crate::config::CameraConfig;
-use crate::types::{CameraStatus, Frame, Luma, TimeSource};
+use crate::types::{CameraStatus, Encoded, Frame, Luma, TimeSource};
 use event::Board;
 use supervisor::Hanging;
 
@@ -59,6 +59,9 @@ pub struct Candidate {
 /// What a source calls. All are dropped when the source ends, whatever becomes of its pipeline. A panic in one is
 /// caught and ends the attempt, not the daemon.
 pub struct Hooks {
+    /// Called with each encoded picture as it comes, looked at or not, ahead of any decoder; `None`: nobody wants them. Raw
+    /// cameras have none. Must not block.
+    pub encoded: Option<Tapped>,
     /// Called for each keyframe where only those are decoded, before it is: `false` saves the decoding.
     pub wants: Wants,
     /// Called for each decoded frame, before any conversion; `true`: convert and deliver it. The second argument computes
@@ -69,6 +72,9 @@ pub struct Hooks {
     /// Called on the supervisor's thread at each change of state, once.
     pub status: Box<dyn FnMut(CameraStatus) + Send>,
 }
+
+/// What becomes of encoded pictures.
+pub type Tapped = Box<dyn FnMut(Encoded) + Send>;
 
 /// Whether a frame would be wanted.
 pub type Wants = Box<dyn FnMut(Candidate) -> bool + Send>;

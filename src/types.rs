@@ -2,6 +2,7 @@
 
 mod camera;
 mod detection;
+mod encoded;
 mod event;
 mod frame;
 mod luma;
@@ -12,6 +13,7 @@ mod tracking;
 
 pub use camera::{CameraId, CameraState, CameraStatus};
 pub use detection::{Answer, Box01, Detection, Finish, PixelBox, Rejected};
+pub use encoded::{Encoded, EncodedBytes};
 pub use event::{Event, EventKind, Reason, Track};
 pub use frame::{Frame, Looked, TimeSource};
 pub use luma::{Luma, Plane};

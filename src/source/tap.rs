@@ -16,15 +16,17 @@ use crate::base::sync;
 use crate::source::convert::{self, Converter};
 use crate::source::decoder::Picture;
 use crate::source::frozen::Frozen;
+use crate::source::unit::{self, Unit};
 use crate::source::watch::{Fault, Pulse, Retry};
-use crate::source::{Admit, Candidate, Hooks, Wants};
-use crate::types::{CameraId, CameraStatus, Frame};
+use crate::source::{Admit, Candidate, Hooks, Tapped, Wants};
+use crate::types::{CameraId, CameraStatus, Encoded, Frame};
 
 /// Seconds from the NTP epoch (1900) to the Unix epoch.
 const NTP_TO_UNIX: u64 = 2_208_988_800;
 
 /// The hooks that are called with pictures; taken out when the source ends.
 pub struct Outlets {
+    encoded: Option<Tapped>,
     wants: Wants,
     admit: Admit,
     deliver: Box<dyn FnMut(Frame) + Send>,
@@ -35,8 +37,8 @@ pub type Tell = Box<dyn FnMut(CameraStatus) + Send>;
 
 /// Parts the hooks by who calls them.
 pub fn part(hooks: Hooks) -> (Arc<Mutex<Option<Outlets>>>, Tell) {
-    let Hooks { wants, admit, deliver, status } = hooks;
-    (Arc::new(Mutex::new(Some(Outlets { wants, admit, deliver }))), status)
+    let Hooks { encoded, wants, admit, deliver, status } = hooks;
+    (Arc::new(Mutex::new(Some(Outlets { encoded, wants, admit, deliver }))), status)
 }
 
 /// The counters of a camera.
@@ -244,6 +246,27 @@ impl Tap {
             self.mark(first);
         }
         self.mark(last);
+    }
+
+    /// An encoded picture; `caps` is its format as text.
+    pub fn encoded(&self, unit: &Unit, caps: &Arc<str>) {
+        self.guarded(|outlets| {
+            let Some(encoded) = &mut outlets.encoded else { return };
+            // Shared, not copied.
+            let Ok(bytes) = unit.buffer.clone().into_mapped_buffer_readable() else { return };
+            encoded(Encoded {
+                camera: self.outside.camera.clone(),
+                caps: caps.clone(),
+                bytes: Arc::new(bytes),
+                key: unit.key,
+                pts: unit.running_time(),
+                dts: unit::running(unit.buffer.dts(), &unit.segment),
+                duration: unit.buffer.duration().map(Into::into),
+                connected: self.started,
+                received: unit.moment.received,
+                captured: unit.moment.captured,
+            });
+        });
     }
 
     /// Whether a picture that is not decoded yet would be looked at.

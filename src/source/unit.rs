@@ -24,13 +24,18 @@ pub struct Unit {
 impl Unit {
     /// Its time since the pipeline's start, by the stream.
     pub fn running_time(&self) -> Option<Duration> {
-        running_time(&self.buffer, &self.segment).map(Into::into)
+        running(self.buffer.pts(), &self.segment)
     }
 
     /// Whether it is H.264.
     pub fn is_h264(&self) -> bool {
         self.caps.structure(0).is_some_and(|caps| caps.name() == "video/x-h264")
     }
+}
+
+/// A time of the stream's since the pipeline's start.
+pub fn running(time: Option<ClockTime>, segment: &Segment) -> Option<Duration> {
+    segment.downcast_ref::<ClockTime>()?.to_running_time(time?).map(Into::into)
 }
 
 /// A picture's time since the pipeline's start, by the stream.

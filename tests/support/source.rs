@@ -11,7 +11,7 @@ use palisade::base::metrics::Metrics;
 use palisade::base::shutdown::Shutdown;
 use palisade::config::{CameraConfig, Decode, Input};
 use palisade::gate::Gate;
-use palisade::source::{self, Admit, Candidate, Decoders, Hooks, Limits, Source};
+use palisade::source::{self, Admit, Candidate, Decoders, Hooks, Limits, Source, Tapped};
 use palisade::types::{CameraId, CameraState, CameraStatus, Frame, Prompt};
 
 /// Long enough for a loaded machine.
@@ -84,6 +84,7 @@ pub fn open_hooked(limits: Limits, config: CameraConfig, hook: impl Fn(&str) + C
     let (status, statuses) = unbounded();
     let [wants, admit, deliver, tells] = [hook.clone(), hook.clone(), hook.clone(), hook];
     let hooks = Hooks {
+        encoded: None,
         wants: Box::new(move |_| {
             wants("wants");
             true
@@ -104,10 +105,25 @@ pub fn open_hooked(limits: Limits, config: CameraConfig, hook: impl Fn(&str) + C
     start(limits, config, Metrics::new(), hooks, frames, statuses)
 }
 
+/// With `encoded` called with each encoded picture.
+pub fn open_tapped(config: CameraConfig, encoded: Tapped) -> Open {
+    let (frame, frames) = unbounded();
+    let (status, statuses) = unbounded();
+    let hooks = Hooks {
+        encoded: Some(encoded),
+        wants: Box::new(|_| true),
+        admit: Box::new(|_, _| true),
+        deliver: Box::new(move |f| drop(frame.send(f))),
+        status: Box::new(move |s| drop(status.send(s))),
+    };
+    start(limits(), config, Metrics::new(), hooks, frames, statuses)
+}
+
 pub fn open_gated(limits: Limits, config: CameraConfig, metrics: Metrics, admit: Admit) -> Open {
     let (frame, frames) = unbounded();
     let (status, statuses) = unbounded();
     let hooks = Hooks {
+        encoded: None,
         wants: Box::new(|_| true),
         admit,
         deliver: Box::new(move |f| drop(frame.send(f))),

@@ -8,6 +8,7 @@ pub mod oneshot;
 pub mod serve;
 pub mod topics;
 
+mod paint;
 mod results;
 mod steer;
 
@@ -25,16 +26,17 @@ use crate::base::shutdown::Shutdown;
 use crate::base::sync;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
-use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig};
+use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig, RtspVideo};
 use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
 use crate::gate::Gate;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
 use crate::mqtt::{self, Mqtt, Publisher};
 use crate::sink::snapshot::SnapshotSink;
-use crate::sink::video::{CustomSink, FileSink, RtspSink};
+use crate::sink::video::{CustomSink, FileSink, Live, RtspSink};
 use crate::sink::{Fanout, Sink};
-use crate::source::{self, Decoders, Hooks, Source};
+use crate::source::{self, Decoders, Hooks, Source, Tapped};
 use crate::types::{CameraId, CameraState, CameraStatus};
+use paint::Brush;
 use results::Results;
 use steer::{Asked, Steer};
 
@@ -64,12 +66,13 @@ const CONTROL_GRACE: Duration = Duration::from_millis(500);
 pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()> {
     source::init()?;
     let ids: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
-    let sinks = open_sinks(&config.output, &ids, metrics)?;
+    let live = live(&config.output, &ids, metrics)?;
+    let sinks = open_sinks(&config.output, &ids, live.clone(), metrics)?;
     let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
     let state = config.mqtt.as_ref().filter(|mqtt| mqtt.control).and_then(|mqtt| mqtt.state_dir.as_deref());
     let steer = Arc::new(Steer::new(&config.cameras, state)?);
     let mqtt = start_mqtt(&config, &steer, &model, metrics)?;
-    let daemon = Daemon::start(config, sinks, &model, mqtt, &steer, shutdown, metrics)?;
+    let daemon = Daemon::start(config, (sinks, live), &model, mqtt, &steer, shutdown, metrics)?;
     systemd::ready();
     systemd::status(&format!("watching {} cameras with {}", ids.len(), model.name()));
     tracing::info!(model = model.name(), cameras = ids.len(), "running");
@@ -80,7 +83,15 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     ended
 }
 
-fn open_sinks(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) -> Result<Vec<Box<dyn Sink>>> {
+/// What live video is told; `None` where none is asked for.
+fn live(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) -> Result<Option<Live>> {
+    if config.rtsp.is_none_or(|rtsp| rtsp.video != RtspVideo::Live) {
+        return Ok(None);
+    }
+    Ok(Some(Live::new(cameras, Arc::new(Brush::new()?), metrics)))
+}
+
+fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, metrics: &Metrics) -> Result<Vec<Box<dyn Sink>>> {
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     if let Some(config) = &config.snapshots {
         sinks.push(Box::new(SnapshotSink::open(config.clone(), cameras)?));
@@ -89,7 +100,7 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) ->
         sinks.push(Box::new(FileSink::new(config.clone())?));
     }
     if let Some(config) = &config.rtsp {
-        sinks.push(Box::new(RtspSink::new(*config, cameras, metrics)?));
+        sinks.push(Box::new(RtspSink::new(*config, cameras, live, metrics)?));
     }
     for (index, config) in config.custom.iter().enumerate() {
         sinks.push(Box::new(CustomSink::new(index, config.clone())?));
@@ -154,7 +165,7 @@ struct Daemon {
 impl Daemon {
     fn start(
         config: Config,
-        sinks: Vec<Box<dyn Sink>>,
+        (sinks, live): (Vec<Box<dyn Sink>>, Option<Live>),
         model: &PaliGemma,
         mqtt: Option<Mqtt>,
         steer: &Steer,
@@ -171,7 +182,8 @@ impl Daemon {
         let detector = |_| Box::new(PaliGemmaDetector::new(model, limits.clone(), drafts.clone())) as Box<dyn Detector>;
         let detectors = (0..config.model.workers).map(detector).collect();
         let followed = results::follow(&config.cameras, steer);
-        let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, followed, publisher.clone(), metrics)?;
+        let results =
+            Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, followed, (publisher.clone(), live.clone()), metrics)?;
         let workers = detect::start(detectors, max_batch, &jobs, &send, metrics)?;
         // From here on the workers alone hold these: when they end, so does what waits for them.
         drop((send, jobs));
@@ -180,7 +192,7 @@ impl Daemon {
         for (camera, putter) in config.cameras.into_iter().zip(putters) {
             if camera.enabled {
                 let asked = steer.asked(&camera);
-                match start_source(camera, asked, putter, publisher.clone(), &decoders, shutdown, metrics) {
+                match start_source(camera, asked, putter, (publisher.clone(), live.clone()), &decoders, shutdown, metrics) {
                     Ok(source) => sources.push(source),
                     Err(error) => {
                         // Those that run already are joined as they are dropped, and only the flag ends them.
@@ -188,8 +200,10 @@ impl Daemon {
                         return Err(error);
                     }
                 }
-            } else if let Some(publisher) = &publisher {
-                publisher.camera_status(&disabled(&camera.id));
+            } else {
+                let status = disabled(&camera.id);
+                publisher.iter().for_each(|publisher| publisher.camera_status(&status));
+                live.iter().for_each(|live| live.status(&status));
             }
         }
         Ok(Self { sources, decoders, workers, results, mqtt })
@@ -266,17 +280,19 @@ fn start_source(
     camera: CameraConfig,
     asked: Asked,
     putter: Putter<Job>,
-    publisher: Option<Publisher>,
+    (publisher, live): (Option<Publisher>, Option<Live>),
     decoders: &Decoders,
     shutdown: &Shutdown,
     metrics: &Metrics,
 ) -> Result<Source> {
-    let noted = asked.clone();
+    let (noted, shown) = (asked.clone(), live.clone());
     let status = move |status: CameraStatus| {
         noted.note(status.state);
         publisher.iter().for_each(|publisher| publisher.camera_status(&status));
+        shown.iter().for_each(|live| live.status(&status));
     };
-    let hooks = hooks(&camera, asked, putter, status, metrics);
+    let mut hooks = hooks(&camera, asked, putter, status, metrics);
+    hooks.encoded = live.map(|live| Box::new(move |unit| live.encoded(unit)) as Tapped);
     source::start(camera, hooks, decoders, metrics, shutdown.clone())
 }
 

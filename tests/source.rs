@@ -537,8 +537,8 @@ fn encoded_pictures_are_tapped_ahead_of_the_decoder() {
         let first = units.first().unwrap();
         assert!(first.caps.starts_with("video/x-h264") && first.caps.contains("width=(int)320"), "{}", first.caps);
         for (n, unit) in units.iter().enumerate() {
-            assert!(unit.connected == first.connected && Arc::ptr_eq(&unit.caps, &first.caps) && unit.size() > 10);
-            assert_eq!((*unit.bytes).as_ref()[..3], [0; 3], "start codes");
+            assert!(unit.connected == first.connected && Arc::ptr_eq(&unit.caps, &first.caps) && unit.bytes.len() > 10);
+            assert_eq!(unit.bytes[..3], [0; 3], "start codes");
             let apart = (unit.pts.unwrap() - first.pts.unwrap()).as_millis().abs_diff(n as u128 * 100);
             assert!(apart <= 1, "picture {n} is {apart} ms off");
         }

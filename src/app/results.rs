@@ -17,6 +17,7 @@ use crate::base::thread::{self, Thread};
 use crate::config::CameraConfig;
 use crate::detect::{Found, Job};
 use crate::mqtt::Publisher;
+use crate::sink::video::Live;
 use crate::sink::{Fanout, Picture};
 use crate::track::{Look, Pace, Tracker};
 use crate::types::{CameraId, Event, Looked};
@@ -58,12 +59,12 @@ impl Results {
         fanout: Fanout,
         annotator: Annotator,
         followed: BTreeMap<CameraId, Followed>,
-        publisher: Option<Publisher>,
+        (publisher, live): (Option<Publisher>, Option<Live>),
         metrics: &Metrics,
     ) -> Result<Self> {
         let (cut, until) = bounded::<()>(0);
         let ticks = tick(TICK);
-        let mut step = Step { fanout, annotator, followed, publisher, metrics: metrics.clone(), seqs: HashMap::new() };
+        let mut step = Step { fanout, annotator, followed, publisher, live, metrics: metrics.clone(), seqs: HashMap::new() };
         let thread = thread::spawn("results", move || {
             loop {
                 select! {
@@ -105,6 +106,7 @@ struct Step {
     annotator: Annotator,
     followed: BTreeMap<CameraId, Followed>,
     publisher: Option<Publisher>,
+    live: Option<Live>,
     metrics: Metrics,
     seqs: HashMap<CameraId, u64>,
 }
@@ -149,6 +151,7 @@ impl Step {
         }
         if let Some(one) = self.followed.get_mut(&looked.frame.camera) {
             let events = one.tracker.step(&look(&looked));
+            self.show(&looked.frame.camera);
             self.tell(&events);
         }
         (looked, ticket)
@@ -161,8 +164,16 @@ impl Step {
         for camera in cameras {
             self.guarded(camera.clone(), |step| {
                 let events = step.followed.get_mut(&camera).map(|one| what(one, now)).unwrap_or_default();
+                step.show(&camera);
                 step.tell(&events);
             });
+        }
+    }
+
+    /// What live video has boxes of from now on.
+    fn show(&self, camera: &CameraId) {
+        if let Some((live, one)) = self.live.as_ref().zip(self.followed.get(camera)) {
+            live.marks(camera, one.tracker.marks());
         }
     }
 

@@ -1,11 +1,12 @@
-//! Annotated frames as video: MP4 files, an RTSP server, and `gst-launch` fragments of the operator's own. Beside them, a
-//! camera to try the daemon on.
+//! Annotated frames as video: MP4 files, an RTSP server, and `gst-launch` fragments of the operator's own; and live video with
+//! boxes over RTSP. Beside them, a camera to try the daemon on.
 
 mod custom;
 mod encoder;
 mod feed;
 mod file;
 mod lane;
+mod live;
 mod raw;
 mod rtsp;
 pub mod serve;
@@ -15,6 +16,7 @@ use crate::base::error::{Context, Kind, Result};
 
 pub use custom::{CustomSink, check_fragment};
 pub use file::FileSink;
+pub use live::{Live, Painter};
 pub use rtsp::RtspSink;
 
 /// Makes GStreamer ready; further calls do nothing.

@@ -252,12 +252,12 @@ impl Tap {
     pub fn encoded(&self, unit: &Unit, caps: &Arc<str>) {
         self.guarded(|outlets| {
             let Some(encoded) = &mut outlets.encoded else { return };
-            // Shared, not copied.
-            let Ok(bytes) = unit.buffer.clone().into_mapped_buffer_readable() else { return };
+            // A copy: a local camera has few buffers of its own, and would wait for those that are kept.
+            let Ok(bytes) = unit.buffer.map_readable() else { return };
             encoded(Encoded {
                 camera: self.outside.camera.clone(),
                 caps: caps.clone(),
-                bytes: Arc::new(bytes),
+                bytes: bytes.as_slice().into(),
                 key: unit.key,
                 pts: unit.running_time(),
                 dts: unit::running(unit.buffer.dts(), &unit.segment),

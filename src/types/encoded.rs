@@ -7,9 +7,6 @@ use std::time::{Duration, Instant};
 use crate::base::clock::Utc;
 use crate::types::CameraId;
 
-/// The bytes of an encoded picture, wherever they lie.
-pub type EncodedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
-
 /// One encoded picture: an access unit. Clones share the bytes.
 #[derive(Clone)]
 pub struct Encoded {
@@ -19,7 +16,7 @@ pub struct Encoded {
     /// have start codes, and their parameter sets ahead of each keyframe. Pictures of one format share the text.
     pub caps: Arc<str>,
     /// The picture.
-    pub bytes: EncodedBytes,
+    pub bytes: Arc<[u8]>,
     /// It needs no other picture.
     pub key: bool,
     /// When it is to be shown, since the connection was begun, by the stream; `None`: the stream does not say.
@@ -36,17 +33,10 @@ pub struct Encoded {
     pub captured: Utc,
 }
 
-impl Encoded {
-    /// The picture's size in bytes.
-    pub fn size(&self) -> usize {
-        (*self.bytes).as_ref().len()
-    }
-}
-
 impl fmt::Debug for Encoded {
     /// Without the picture.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { camera, caps, key, pts, .. } = self;
-        write!(f, "Encoded({camera}, {caps}, {} bytes, key: {key}, pts: {pts:?})", self.size())
+        write!(f, "Encoded({camera}, {caps}, {} bytes, key: {key}, pts: {pts:?})", self.bytes.len())
     }
 }

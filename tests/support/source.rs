@@ -107,14 +107,22 @@ pub fn open_hooked(limits: Limits, config: CameraConfig, hook: impl Fn(&str) + C
 
 /// With `encoded` called with each encoded picture.
 pub fn open_tapped(config: CameraConfig, encoded: Tapped) -> Open {
+    open_told(config, encoded, |_| {})
+}
+
+/// The same with `told` called at each change of state. Nothing is looked at.
+pub fn open_told(config: CameraConfig, encoded: Tapped, mut told: impl FnMut(&CameraStatus) + Send + 'static) -> Open {
     let (frame, frames) = unbounded();
     let (status, statuses) = unbounded();
     let hooks = Hooks {
         encoded: Some(encoded),
         wants: Box::new(|_| true),
-        admit: Box::new(|_, _| true),
+        admit: Box::new(|_, _| false),
         deliver: Box::new(move |f| drop(frame.send(f))),
-        status: Box::new(move |s| drop(status.send(s))),
+        status: Box::new(move |s| {
+            told(&s);
+            drop(status.send(s));
+        }),
     };
     start(limits(), config, Metrics::new(), hooks, frames, statuses)
 }

@@ -373,8 +373,10 @@ fn the_daemon_shows_a_clip_live_with_the_tracked_boxes() {
     std::thread::sleep(Duration::from_secs(6));
     let picture = std::env::var_os("PALISADE_TEST_PICTURES").map_or(folder.path().to_owned(), Into::into).join("street.png");
     let address = format!("rtsp://127.0.0.1:{port}/street");
-    let arguments = ["-v", "error", "-y", "-rtsp_transport", "tcp", "-i", &address, "-frames:v", "1"];
-    assert!(Command::new("ffmpeg").args(arguments).arg(&picture).status().unwrap().success());
+    let arguments = ["-v", "error", "-y", "-rtsp_transport", "tcp", "-i", &address, "-frames:v", "10", "-update", "1"];
+    let ffmpeg = Command::new("ffmpeg").args(arguments).arg(&picture).output().unwrap();
+    let told = String::from_utf8_lossy(&ffmpeg.stderr);
+    assert!(ffmpeg.status.success() && !told.contains("concealing"), "{told}");
     assert!(image::open(&picture).unwrap().to_rgb8().width() >= 320);
     gstreamer::init().unwrap();
     let viewer = Viewer::open(&address);

@@ -11,6 +11,8 @@ mod raw;
 mod rtsp;
 pub mod serve;
 mod serving;
+mod stamp;
+pub mod view;
 
 use crate::base::error::{Context, Kind, Result};
 

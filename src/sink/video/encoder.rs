@@ -6,6 +6,10 @@ use gstreamer::{ElementFactory, State};
 use crate::base::error::{Error, Kind, Result};
 use crate::config::EncoderKind;
 
+/// From an encoder to the packets of an RTSP server's stream. The parser leads each keyframe in with the parameter sets: the
+/// payloader would do so with each of its slices, and readers such as ffmpeg take each for a picture then.
+pub const PAYLOADER: &str = "h264parse config-interval=-1 ! rtph264pay name=pay0 pt=96";
+
 /// A `gst-launch` fragment that encodes I420 to H.264 without delay, at an even quality whatever the frame rate, with a
 /// keyframe at least every `gop` frames.
 ///
@@ -46,7 +50,7 @@ pub fn chosen(kind: EncoderKind, gop: u32) -> Result<String> {
     for (_, name, properties) in wanted.filter(|_| kind != EncoderKind::X264) {
         if opens(name) {
             tracing::info!(encoder = name, "live video is encoded by hardware");
-            return Ok(format!("{name} {} ! h264parse", properties.replace("{gop}", &gop.to_string())));
+            return Ok(format!("{name} {}", properties.replace("{gop}", &gop.to_string())));
         }
     }
     if !matches!(kind, EncoderKind::Auto | EncoderKind::X264) {

@@ -115,8 +115,9 @@ impl Live {
         let line = format!(
             "( appsrc name=pictures is-live=true do-timestamp=true format=time block=false max-buffers=2 leaky-type=downstream \
              ! videoconvert ! overlaycomposition name=boxes ! videoscale add-borders=true ! capsfilter name=canvas ! {} \
-             ! rtph264pay name=pay0 pt=96 config-interval=-1 )",
-            encoder::chosen(kind, GOP)?
+             ! {} )",
+            encoder::chosen(kind, GOP)?,
+            encoder::PAYLOADER
         );
         Ok(self.0.cameras.keys().map(|id| (id.clone(), self.factory(&line, id))).collect())
     }

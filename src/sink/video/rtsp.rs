@@ -108,8 +108,9 @@ fn pictures(cameras: &[CameraId], mounts: &RTSPMountPoints, metrics: &Metrics) -
     // The encoder's caps are set once the size is known; the names are looked up in `configure`.
     let line = format!(
         "( appsrc name=pictures is-live=true do-timestamp=true format=time block=false max-buffers=2 leaky-type=downstream \
-             ! videoconvert ! videoscale add-borders=true ! capsfilter name=canvas ! {} ! rtph264pay name=pay0 pt=96 config-interval=-1 )",
-        encoder::h264(GOP)?
+             ! videoconvert ! videoscale add-borders=true ! capsfilter name=canvas ! {} ! {} )",
+        encoder::h264(GOP)?,
+        encoder::PAYLOADER
     );
     let slate = Arc::new(RgbImage::from_pixel(SLATE.0, SLATE.1, Rgb([96; 3])));
     let known = cameras.iter().map(|id| {

@@ -252,7 +252,7 @@ struct BenchOutputs {
     #[arg(long, default_value_t = 12, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(3..=3600))]
     seconds: u16,
     /// Be so many viewers of this address instead, in a process of their own
-    #[arg(long, hide = true, num_args = 2, value_names = ["URI", "N"])]
+    #[arg(long, hide = true, num_args = 3, value_names = ["URI", "N", "READS"])]
     watch: Option<Vec<String>>,
 }
 
@@ -447,8 +447,8 @@ fn bench_cameras(args: BenchCameras) -> Result<()> {
 
 fn bench_outputs(args: BenchOutputs) -> Result<()> {
     warn_only()?;
-    if let Some([uri, count]) = args.watch.as_deref() {
-        return outputs::watch(uri, count.parse().unwrap_or(1));
+    if let Some([uri, count, reads]) = args.watch.as_deref() {
+        return outputs::watch(uri, count.parse().unwrap_or(1), reads == "true");
     }
     let shutdown = Shutdown::new();
     stop_on_signals(&shutdown, || {})?;

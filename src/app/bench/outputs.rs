@@ -84,7 +84,7 @@ fn cost(clip: &Path, time: Duration, shutdown: &Shutdown) -> Result<Value> {
     let measured = (|| {
         let nobody = rig.measure(time, None)?;
         let threads = process::threads();
-        let mut one = Viewers::start(&rig.uri(), 1)?;
+        let mut one = Viewers::start(&rig.uri(), 1, false)?;
         rig.await_picture(&mut one)?;
         let (mut without, mut with) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
@@ -95,7 +95,7 @@ fn cost(clip: &Path, time: Duration, shutdown: &Shutdown) -> Result<Value> {
         }
         let watched_threads = process::threads();
         drop(one);
-        let mut crowd = Viewers::start(&rig.uri(), MANY)?;
+        let mut crowd = Viewers::start(&rig.uri(), MANY, false)?;
         rig.await_picture(&mut crowd)?;
         let many = rig.measure(time, Some(&mut crowd))?;
         drop(crowd);
@@ -133,7 +133,7 @@ fn latency(time: Duration, shutdown: &Shutdown) -> Result<Value> {
     let server = Server::start("--launch", CLOCK)?;
     let mut rig = Rig::start(&server.uri(), shutdown)?;
     let measured = (|| {
-        let mut viewer = Viewers::start(&rig.uri(), 1)?;
+        let mut viewer = Viewers::start(&rig.uri(), 1, true)?;
         rig.boxes(true);
         rig.await_picture(&mut viewer)?;
         viewer.take()?;

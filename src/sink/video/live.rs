@@ -111,9 +111,10 @@ impl Live {
     pub(super) fn factories(&self, kind: EncoderKind) -> Result<Vec<(CameraId, RTSPMediaFactory)>> {
         let missing = || "gstreamer element overlaycomposition is missing; install gstreamer1.0-plugins-base";
         gstreamer::ElementFactory::make("overlaycomposition").build().context(Kind::Pipeline, missing)?;
+        // Bounded by number: the queue's own bound of bytes is less than a picture.
         // The boxes before the canvas: they are where they are on the camera's picture, however it is scaled.
         let line = format!(
-            "( appsrc name=pictures is-live=true do-timestamp=true format=time block=false max-buffers=2 leaky-type=downstream \
+            "( appsrc name=pictures is-live=true do-timestamp=true format=time block=false max-buffers=2 max-bytes=0 leaky-type=downstream \
              ! videoconvert ! overlaycomposition name=boxes ! videoscale add-borders=true ! capsfilter name=canvas ! {} \
              ! {} )",
             encoder::chosen(kind, GOP)?,

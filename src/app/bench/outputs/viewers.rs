@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::sink::video::view::{Seen, Viewers as Watching};
 
-/// Is so many viewers of `uri` until its input ends.
+/// Is so many viewers of `uri` until its input ends; the first reads the times in what it sees, where `reads`.
 ///
 /// # Errors
 /// When they cannot be made, or nobody listens.
-pub fn watch(uri: &str, count: usize) -> Result<()> {
-    let viewers = Watching::start(uri, count, count == 1)?;
+pub fn watch(uri: &str, count: usize, reads: bool) -> Result<()> {
+    let viewers = Watching::start(uri, count, reads)?;
     for line in stdin().lines() {
         line.context(Kind::Io, || "the input cannot be read")?;
         let Seen { pictures, ages } = viewers.take();
@@ -31,15 +31,15 @@ pub struct Viewers {
 }
 
 impl Viewers {
-    /// Begins to watch. One viewer reads the times in what it sees.
+    /// Begins to watch; as `watch`.
     ///
     /// # Errors
     /// When there is no such process.
-    pub fn start(uri: &str, count: usize) -> Result<Self> {
+    pub fn start(uri: &str, count: usize, reads: bool) -> Result<Self> {
         let failed = || "the viewers' process cannot be started";
         let program = std::env::current_exe().context(Kind::Io, failed)?;
         let mut command = Command::new(program);
-        command.args(["bench", "outputs", "--watch", uri, &count.to_string()]);
+        command.args(["bench", "outputs", "--watch", uri, &count.to_string(), &reads.to_string()]);
         // In a process group of its own: Ctrl-C is for this process, which then ends the other.
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).spawn();
         let mut child = child.context(Kind::Io, failed)?;

@@ -1,7 +1,9 @@
-//! Floor 3: boxes, labels, scores, camera and time drawn on a frame, readable from 320×240 to 4K.
+//! Floor 3: boxes, labels, scores, camera and time drawn on a frame, readable from 320×240 to 4K; the same for live video, on
+//! transparent ground.
 
 mod colour;
 mod layout;
+mod overlay;
 
 use ab_glyph::FontRef;
 use image::{Rgb, RgbImage};
@@ -34,8 +36,9 @@ struct Metrics {
 }
 
 impl Metrics {
-    fn of(image: &RgbImage) -> Self {
-        let short = image.width().min(image.height()) as f32;
+    /// For a picture of this width and height.
+    fn of(size: (u32, u32)) -> Self {
+        let short = size.0.min(size.1) as f32;
         Self {
             text: (short / 30.0).clamp(12.0, 72.0),
             line: (short / 200.0).round().clamp(2.0, 10.0) as u32,
@@ -60,7 +63,7 @@ impl Annotator {
         if canvas.width() == 0 || canvas.height() == 0 {
             return canvas;
         }
-        let metrics = Metrics::of(image);
+        let metrics = Metrics::of(image.dimensions());
         let boxes: Vec<PixelBox> = detections.iter().map(|found| found.box01.to_pixels(image.width(), image.height())).collect();
         for (found, pixels) in detections.iter().zip(&boxes) {
             outline(&mut canvas, *pixels, metrics.line, colour::of(&found.label));

@@ -9,6 +9,7 @@ mod portrait;
 pub mod serve;
 pub mod topics;
 
+mod paint;
 mod results;
 mod steer;
 
@@ -26,17 +27,18 @@ use crate::base::shutdown::Shutdown;
 use crate::base::sync;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
-use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig, Record};
+use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig, Record, RtspVideo};
 use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
 use crate::gate::Gate;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
 use crate::mqtt::{self, Mqtt, Publisher};
 use crate::sink::record::{Recorded, Recorder, Tape};
 use crate::sink::snapshot::SnapshotSink;
-use crate::sink::video::{CustomSink, FileSink, RtspSink};
+use crate::sink::video::{CustomSink, FileSink, Live, RtspSink};
 use crate::sink::{Fanout, Sink};
-use crate::source::{self, Decoders, Hooks, Source};
-use crate::types::{CameraId, CameraState, CameraStatus};
+use crate::source::{self, Decoders, Hooks, Source, Tapped};
+use crate::types::{CameraId, CameraState, CameraStatus, Encoded};
+use paint::Brush;
 use results::{Results, Told};
 use steer::{Asked, Steer};
 
@@ -72,13 +74,14 @@ const MOST_LAG: Duration = Duration::from_secs(120);
 pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()> {
     source::init()?;
     let ids: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
-    let sinks = open_sinks(&config.output, &ids, metrics)?;
+    let live = live(&config.output, &ids, metrics)?;
+    let sinks = open_sinks(&config.output, &ids, live.clone(), metrics)?;
     let recorder = open_recorder(&config, metrics)?;
     let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
     let state = config.mqtt.as_ref().filter(|mqtt| mqtt.control).and_then(|mqtt| mqtt.state_dir.as_deref());
     let steer = Arc::new(Steer::new(&config.cameras, state)?);
     let mqtt = start_mqtt(&config, &steer, &model, metrics)?;
-    let daemon = Daemon::start(config, sinks, recorder, &model, mqtt, &steer, shutdown, metrics)?;
+    let daemon = Daemon::start(config, (sinks, live, recorder), &model, mqtt, &steer, shutdown, metrics)?;
     systemd::ready();
     systemd::status(&format!("watching {} cameras with {}", ids.len(), model.name()));
     tracing::info!(model = model.name(), cameras = ids.len(), "running");
@@ -89,7 +92,15 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     ended
 }
 
-fn open_sinks(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) -> Result<Vec<Box<dyn Sink>>> {
+/// What live video is told; `None` where none is asked for.
+fn live(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) -> Result<Option<Live>> {
+    if config.rtsp.is_none_or(|rtsp| rtsp.video != RtspVideo::Live) {
+        return Ok(None);
+    }
+    Ok(Some(Live::new(cameras, Arc::new(Brush::new()?), metrics)))
+}
+
+fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, metrics: &Metrics) -> Result<Vec<Box<dyn Sink>>> {
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     if let Some(config) = &config.snapshots {
         sinks.push(Box::new(SnapshotSink::open(config.clone(), cameras)?));
@@ -98,7 +109,7 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) ->
         sinks.push(Box::new(FileSink::new(config.clone())?));
     }
     if let Some(config) = &config.rtsp {
-        sinks.push(Box::new(RtspSink::new(*config, cameras, metrics)?));
+        sinks.push(Box::new(RtspSink::new(*config, cameras, live, metrics)?));
     }
     for (index, config) in config.custom.iter().enumerate() {
         sinks.push(Box::new(CustomSink::new(index, config.clone())?));
@@ -174,11 +185,9 @@ struct Daemon {
 }
 
 impl Daemon {
-    #[expect(clippy::too_many_arguments, reason = "what the stages are made of; each has another origin")]
     fn start(
         config: Config,
-        sinks: Vec<Box<dyn Sink>>,
-        recorder: Option<Recorder>,
+        (sinks, live, recorder): (Vec<Box<dyn Sink>>, Option<Live>, Option<Recorder>),
         model: &PaliGemma,
         mqtt: Option<Mqtt>,
         steer: &Steer,
@@ -197,7 +206,7 @@ impl Daemon {
         let followed = results::follow(&config.cameras, steer);
         let tape = |camera: &CameraConfig| recorder.as_ref().and_then(|recorder| recorder.tape(&camera.id));
         let tapes: Vec<Option<Tape>> = config.cameras.iter().map(tape).collect();
-        let told = Told { publisher: publisher.clone(), recorder };
+        let told = Told { publisher: publisher.clone(), recorder, live: live.clone() };
         let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, followed, told, metrics)?;
         let workers = detect::start(detectors, max_batch, &jobs, &send, metrics)?;
         // From here on the workers alone hold these: when they end, so does what waits for them.
@@ -207,7 +216,7 @@ impl Daemon {
         for ((camera, putter), tape) in config.cameras.into_iter().zip(putters).zip(tapes) {
             if camera.enabled {
                 let asked = steer.asked(&camera);
-                match start_source(camera, asked, putter, tape, publisher.clone(), &decoders, shutdown, metrics) {
+                match start_source(camera, asked, putter, (tape, live.clone(), publisher.clone()), &decoders, shutdown, metrics) {
                     Ok(source) => sources.push(source),
                     Err(error) => {
                         // Those that run already are joined as they are dropped, and only the flag ends them.
@@ -215,8 +224,10 @@ impl Daemon {
                         return Err(error);
                     }
                 }
-            } else if let Some(publisher) = &publisher {
-                publisher.camera_status(&disabled(&camera.id));
+            } else {
+                let status = disabled(&camera.id);
+                publisher.iter().for_each(|publisher| publisher.camera_status(&status));
+                live.iter().for_each(|live| live.status(&status));
             }
         }
         Ok(Self { sources, decoders, workers, results, mqtt })
@@ -289,24 +300,33 @@ impl Daemon {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "what a camera is made of; each has another origin")]
 fn start_source(
     camera: CameraConfig,
     asked: Asked,
     putter: Putter<Job>,
-    tape: Option<Tape>,
-    publisher: Option<Publisher>,
+    (tape, live, publisher): (Option<Tape>, Option<Live>, Option<Publisher>),
     decoders: &Decoders,
     shutdown: &Shutdown,
     metrics: &Metrics,
 ) -> Result<Source> {
-    let noted = asked.clone();
+    let (noted, shown) = (asked.clone(), live.clone());
     let status = move |status: CameraStatus| {
         noted.note(status.state);
         publisher.iter().for_each(|publisher| publisher.camera_status(&status));
+        shown.iter().for_each(|live| live.status(&status));
     };
-    let encoded = tape.map(|tape| Box::new(move |encoded| tape.take(encoded)) as source::Record);
-    let hooks = Hooks { encoded, ..hooks(&camera, asked, putter, status, metrics) };
+    let mut hooks = hooks(&camera, asked, putter, status, metrics);
+    hooks.encoded = (tape.is_some() || live.is_some()).then(|| {
+        let id = camera.id.clone();
+        Box::new(move |encoded: Encoded| {
+            if let (Some(live), Encoded::Unit(unit)) = (&live, &encoded) {
+                live.encoded(&id, unit.clone());
+            }
+            if let Some(tape) = &tape {
+                tape.take(encoded);
+            }
+        }) as Tapped
+    });
     source::start(camera, hooks, decoders, metrics, shutdown.clone())
 }
 

@@ -314,6 +314,43 @@ pub struct FileConfig {
 pub struct RtspConfig {
     /// Where it listens.
     pub listen: SocketAddr,
+    /// What it shows.
+    pub video: RtspVideo,
+    /// What encodes live video.
+    pub encoder: EncoderKind,
+}
+
+impl RtspConfig {
+    /// A server with every other key at its default.
+    pub fn new(listen: SocketAddr) -> Self {
+        Self { listen, video: RtspVideo::default(), encoder: EncoderKind::default() }
+    }
+}
+
+/// What an RTSP server shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RtspVideo {
+    /// The analysed frames with what was seen on each of them.
+    #[default]
+    Analysed,
+    /// The camera's own pictures at its own rate, with the newest boxes.
+    Live,
+}
+
+/// What encodes live video.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EncoderKind {
+    /// Hardware where there is some, else the processor.
+    Auto,
+    /// The processor.
+    #[default]
+    X264,
+    /// VA-API: Intel and AMD.
+    Va,
+    /// NVENC: NVIDIA.
+    Nvidia,
+    /// A Video4Linux encoder: single-board computers.
+    V4l2,
 }
 
 /// A `gst-launch` fragment fed with raw video; one per camera, `{camera}` stands for its id.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
-use palisade::app::bench::{self, cameras};
+use palisade::app::bench::{self, cameras, outputs};
 use palisade::app::oneshot::{self, DetectArgs, ProbeArgs};
 use palisade::app::{self, check, demo, serve, topics};
 use palisade::base::error::{Context, Kind, Result};
@@ -180,6 +180,8 @@ enum Bench {
     Cameras(BenchCameras),
     /// Measure messages: how many a second a broker on this machine takes, and how long publishing one holds up who does
     Mqtt(BenchMqtt),
+    /// Measure live video over RTSP: what it costs without boxes, with boxes, for nobody and for twenty, and how old it is
+    Outputs(BenchOutputs),
 }
 
 #[derive(Subcommand)]
@@ -239,6 +241,19 @@ struct BenchMqtt {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args)]
+struct BenchOutputs {
+    /// A file with H.264 or H.265 video, such as 1080p at 30 pictures a second
+    #[arg(long, value_name = "FILE", required_unless_present = "watch")]
+    clip: Option<PathBuf>,
+    /// Seconds of each measurement
+    #[arg(long, default_value_t = 12, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(3..=3600))]
+    seconds: u16,
+    /// Be so many viewers of this address instead, in a process of their own
+    #[arg(long, hide = true, num_args = 3, value_names = ["URI", "N", "READS"])]
+    watch: Option<Vec<String>>,
 }
 
 #[derive(Args)]
@@ -305,6 +320,7 @@ fn main() -> ExitCode {
         Command::Probe(args) => finish(probe(args).map(|()| 0)),
         Command::Bench { what: Bench::Model(args) } => finish(bench_model(args).map(|()| 0)),
         Command::Bench { what: Bench::Mqtt(args) } => finish(bench_mqtt(&args).map(|()| 0)),
+        Command::Bench { what: Bench::Outputs(args) } => finish(bench_outputs(args).map(|()| 0)),
         Command::Bench { what: Bench::Cameras(args) } => finish(bench_cameras(args).map(|()| 0)),
         Command::Demo { samples, out } => finish(run_demo(&samples, out)),
         Command::Mqtt { what: Mqtt::Tail { config, json } } => tail(&config, json),
@@ -427,6 +443,16 @@ fn bench_cameras(args: BenchCameras) -> Result<()> {
     stop_on_signals(&shutdown, || {})?;
     let BenchCameras { count, clip, interval, seconds, decode, json } = args;
     cameras::run(&cameras::CamerasArgs { count, clip, interval, time: Duration::from_secs(seconds.into()), decode, json }, &shutdown)
+}
+
+fn bench_outputs(args: BenchOutputs) -> Result<()> {
+    warn_only()?;
+    if let Some([uri, count, reads]) = args.watch.as_deref() {
+        return outputs::watch(uri, count.parse().unwrap_or(1), reads == "true");
+    }
+    let shutdown = Shutdown::new();
+    stop_on_signals(&shutdown, || {})?;
+    outputs::run(&args.clip.unwrap_or_default(), Duration::from_secs(args.seconds.into()), &shutdown)
 }
 
 fn run_serve(args: Serve) -> Result<()> {

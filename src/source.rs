@@ -68,12 +68,13 @@ pub struct Hooks {
     pub deliver: Box<dyn FnMut(Frame) + Send>,
     /// Called on the supervisor's thread at each change of state, once.
     pub status: Box<dyn FnMut(CameraStatus) + Send>,
-    /// Called with every picture as it was encoded, and when the stream has ended; must not block. `None`: nobody keeps it.
-    pub encoded: Option<Record>,
+    /// Called with every picture as it was encoded, looked at or not, ahead of any decoder, and when the stream has ended; must
+    /// not block. Raw cameras have none. `None`: nobody wants them.
+    pub encoded: Option<Tapped>,
 }
 
 /// Takes a camera's encoded stream.
-pub type Record = Box<dyn FnMut(Encoded) + Send>;
+pub type Tapped = Box<dyn FnMut(Encoded) + Send>;
 
 /// Whether a frame would be wanted.
 pub type Wants = Box<dyn FnMut(Candidate) -> bool + Send>;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::base::clock::Utc;
-use crate::types::{CameraId, Detection, Event, EventKind, Prompt, Reason, Track, Tracking, label_key};
+use crate::types::{CameraId, Detection, Event, EventKind, Mark, Prompt, Reason, Track, Tracking, label_key};
 use matching::View;
 use object::{Object, seconds};
 use screen::Found;
@@ -164,6 +164,18 @@ impl Tracker {
     /// The objects that were told of and have not ended, with whether the newest look saw each.
     pub fn present(&self) -> impl Iterator<Item = (&Track, bool)> {
         self.objects.iter().filter(|object| object.was_told()).map(|object| (object.track(), object.missed() == 0))
+    }
+
+    /// The same to be drawn: each with its age, by the moments at which pictures arrived.
+    pub fn marks(&self) -> Vec<Mark> {
+        let apart = self.apart();
+        let told = self.objects.iter().filter(|object| object.was_told());
+        let mark = |object: &Object| {
+            let Track { label, score, box01, .. } = object.track();
+            let lasts = Duration::from_secs_f64(self.allowed(object, apart));
+            Mark { label: label.clone(), score: *score, box01: *box01, seen: object.seen(), lasts }
+        };
+        told.map(mark).collect()
     }
 
     /// Ends what is no longer asked for, if this is another question than before.

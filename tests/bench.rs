@@ -164,3 +164,28 @@ fn cameras_that_cannot_be_are_sentences() {
         assert!(output.stdout.is_empty(), "{arguments:?}");
     }
 }
+
+#[test]
+fn the_outputs_figures_go_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let clip = media::clip(folder.path(), "a.mp4", 40, 20, 10);
+    let output = Command::new(PALISADE).args(["bench", "outputs", "--seconds", "3", "--clip"]).arg(clip).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("no number in {report}"));
+    for nobody in ["nobody", "nobody_again"] {
+        assert_eq!(report["encoded_per_s"][nobody], 0.0, "{report}");
+    }
+    for watched in ["one_without_boxes", "one_with_boxes", "twenty_with_boxes"] {
+        for what in ["encoded_per_s", "seen_per_s"] {
+            assert!((12.0..26.0).contains(&number(&report[what][watched])), "{what} {watched} in {report}");
+        }
+        assert!(number(&report["cpu_s_per_s"][watched]) > 0.0, "{report}");
+    }
+    assert!(number(&report["overlay_ratio"]) > 0.0 && number(&report["twenty_viewers_ratio"]) > 0.0, "{report}");
+    let latency = &report["latency_ms"];
+    assert!(
+        number(&latency["pictures"]) > 20.0 && 0.0 < number(&latency["p50"]) && number(&latency["p50"]) <= number(&latency["p99"]),
+        "{report}"
+    );
+}

@@ -11,6 +11,7 @@ mod exact;
 mod faults;
 mod hub;
 mod layering;
+mod live;
 mod model;
 mod mqtt;
 mod record;

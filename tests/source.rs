@@ -14,11 +14,11 @@ use crate::support::camera::Camera;
 use crate::support::daemon::repository;
 use crate::support::media::{clip, launch};
 use crate::support::rtsp::{BALL, RtspServer};
-use crate::support::source::{PATIENCE, camera, file, limits, open, open_watched, open_with};
+use crate::support::source::{PATIENCE, camera, file, limits, open, open_tapped, open_watched, open_with};
 use crate::support::truth::Truth;
 use palisade::config::{CameraConfig, Decode, MotionConfig, Transport};
 use palisade::source::{Candidate, Limits};
-use palisade::types::{CameraState, TimeSource};
+use palisade::types::{CameraState, Encoded, EncodedUnit, TimeSource};
 
 #[test]
 fn a_file_played_once_shows_every_frame_in_real_time_and_ends() {
@@ -522,4 +522,31 @@ fn a_disabled_camera_is_not_opened() {
     assert_eq!(open.statuses.recv_timeout(PATIENCE).unwrap().state, CameraState::Disabled);
     assert!(open.frames.recv().is_err());
     assert!(open.statuses.recv().is_err());
+}
+
+#[test]
+fn encoded_pictures_are_tapped_ahead_of_the_decoder() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = clip(folder.path(), "a.mp4", 20, 10, 5);
+    for decode in [Decode::All, Decode::Keyframes] {
+        let (send, units) = crossbeam_channel::unbounded();
+        let open = open_tapped(CameraConfig { decode, ..file(&path) }, Box::new(move |encoded| drop(send.send(encoded))));
+        open.all_frames();
+        let mut units: Vec<Encoded> = units.iter().collect();
+        assert!(matches!(units.pop(), Some(Encoded::Lost)), "its end is told");
+        let unit = |encoded| match encoded {
+            Encoded::Unit(unit) => unit,
+            Encoded::Lost => panic!("lost amid it"),
+        };
+        let units: Vec<EncodedUnit> = units.into_iter().map(unit).collect();
+        assert_eq!(units.iter().map(|unit| unit.key).collect::<Vec<_>>(), (0..20).map(|n| n % 5 == 0).collect::<Vec<_>>());
+        let first = units.first().unwrap();
+        assert!(first.caps.starts_with("video/x-h264") && first.caps.contains("width=(int)320"), "{}", first.caps);
+        for (n, unit) in units.iter().enumerate() {
+            assert!(unit.connected == first.connected && Arc::ptr_eq(&unit.caps, &first.caps) && unit.bytes.len() > 10);
+            assert_eq!(unit.bytes[..3], [0; 3], "start codes");
+            let apart = (unit.time - first.time).as_millis().abs_diff(n as u128 * 100);
+            assert!(apart <= 1, "picture {n} is {apart} ms off");
+        }
+    }
 }

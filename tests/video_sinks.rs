@@ -219,7 +219,7 @@ fn anywhere() -> SocketAddr {
 #[test]
 fn a_viewer_sees_the_latest_picture_and_nobody_costs_nothing() {
     let metrics = Metrics::new();
-    let mut sink = RtspSink::new(RtspConfig { listen: anywhere() }, &[id("street"), id("yard")], &metrics).unwrap();
+    let mut sink = RtspSink::new(RtspConfig::new(anywhere()), &[id("street"), id("yard")], None, &metrics).unwrap();
     let uri = format!("rtsp://127.0.0.1:{}", sink.port());
     let encoded = |camera| metrics.counter("rtsp_pictures_encoded", camera).get();
     sink.write(&picture("street", 0, (641, 361), RED)).unwrap();
@@ -251,7 +251,7 @@ fn a_viewer_sees_the_latest_picture_and_nobody_costs_nothing() {
 #[test]
 fn a_viewer_before_the_first_picture_sees_a_slate() {
     let metrics = Metrics::new();
-    let mut sink = RtspSink::new(RtspConfig { listen: anywhere() }, &[id("street")], &metrics).unwrap();
+    let mut sink = RtspSink::new(RtspConfig::new(anywhere()), &[id("street")], None, &metrics).unwrap();
     let viewer = Viewer::open(&format!("rtsp://127.0.0.1:{}/street", sink.port()));
     let (size, pixel) = viewer.look();
     assert!(size == (1280, 720) && close(&pixel, [96; 3]), "{size:?} {pixel:?}");
@@ -264,7 +264,7 @@ fn a_viewer_before_the_first_picture_sees_a_slate() {
 fn a_taken_port_is_said_at_the_start() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = taken.local_addr().unwrap();
-    let error = RtspSink::new(RtspConfig { listen }, &[id("street")], &Metrics::new()).err().unwrap().chain();
+    let error = RtspSink::new(RtspConfig::new(listen), &[id("street")], None, &Metrics::new()).err().unwrap().chain();
     assert!(error.contains(&listen.to_string()) && error.contains("in use"), "{error}");
 }
 

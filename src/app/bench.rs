@@ -1,8 +1,9 @@
 //! How fast it is on this machine: `bench model` measures a model, with its weights or with random ones of its shape,
-//! `bench cameras` what comes before it, `bench mqtt` what comes behind it. Each tells it as a table or as one JSON object.
+//! `bench cameras` what comes before it, `bench mqtt` and `bench outputs` what comes behind it. Each tells it as a table or as one JSON object.
 
 pub mod cameras;
 pub mod mqtt;
+pub mod outputs;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;

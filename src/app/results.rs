@@ -19,6 +19,7 @@ use crate::config::CameraConfig;
 use crate::detect::{Found, Job};
 use crate::mqtt::Publisher;
 use crate::sink::record::Recorder;
+use crate::sink::video::Live;
 use crate::sink::{Fanout, Picture};
 use crate::track::{Look, Pace, Tracker};
 use crate::types::{CameraId, Event, EventKind, Looked};
@@ -52,6 +53,8 @@ pub(super) struct Told {
     pub(super) publisher: Option<Publisher>,
     /// Clips.
     pub(super) recorder: Option<Recorder>,
+    /// Live video.
+    pub(super) live: Option<Live>,
 }
 
 /// The running thread.
@@ -178,6 +181,7 @@ impl Step {
         }
         let followed = self.followed.get_mut(&looked.frame.camera);
         let events = followed.map(|one| one.tracker.step(&look(&looked))).unwrap_or_default();
+        self.show(&looked.frame.camera);
         (Numbered { looked, events }, ticket)
     }
 
@@ -188,8 +192,16 @@ impl Step {
         for camera in cameras {
             self.guarded(camera.clone(), |step| {
                 let events = step.followed.get_mut(&camera).map(|one| what(one, now)).unwrap_or_default();
+                step.show(&camera);
                 step.tell(events, None);
             });
+        }
+    }
+
+    /// What live video has boxes of from now on.
+    fn show(&self, camera: &CameraId) {
+        if let Some((live, one)) = self.told.live.as_ref().zip(self.followed.get(camera)) {
+            live.marks(camera, one.tracker.marks());
         }
     }
 

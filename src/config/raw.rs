@@ -14,8 +14,8 @@ use crate::base::redact::SecretString;
 use crate::config::reader::{At, Document, Fault, Section};
 use crate::config::scores;
 use crate::config::{
-    Checks, ClientCertificate, Config, CustomConfig, Device, Dtype, Durable, FileConfig, LogConfig, LogFormat, ModelConfig, ModelSource,
-    MqttConfig, MqttVersion, OutputConfig, RtspConfig, SnapshotConfig, TlsConfig,
+    Checks, ClientCertificate, Config, CustomConfig, Device, Dtype, Durable, EncoderKind, FileConfig, LogConfig, LogFormat, ModelConfig,
+    ModelSource, MqttConfig, MqttVersion, OutputConfig, RtspConfig, RtspVideo, SnapshotConfig, TlsConfig,
 };
 use crate::types::Tracking;
 
@@ -219,8 +219,21 @@ fn rtsp(mut section: Section<'_, '_>) -> Option<RtspConfig> {
             })
             .ok(),
     };
+    let video = section.choice("video", &[("analysed", RtspVideo::Analysed), ("live", RtspVideo::Live)], RtspVideo::default());
+    const ENCODERS: [(&str, EncoderKind); 5] = [
+        ("auto", EncoderKind::Auto),
+        ("x264", EncoderKind::X264),
+        ("va", EncoderKind::Va),
+        ("nvidia", EncoderKind::Nvidia),
+        ("v4l2", EncoderKind::V4l2),
+    ];
+    if video == RtspVideo::Analysed && section.holds("encoder") {
+        let offset = section.offset_of("encoder");
+        section.fault("encoder", offset, "has no meaning for analysed frames; must stand beside video = \"live\"");
+    }
+    let encoder = section.choice("encoder", &ENCODERS, EncoderKind::default());
     section.finish();
-    Some(RtspConfig { listen: listen? })
+    Some(RtspConfig { listen: listen?, video, encoder })
 }
 
 fn custom(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<CustomConfig> {

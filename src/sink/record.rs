@@ -22,7 +22,7 @@ use crate::base::sync;
 use crate::base::thread::{self, Thread};
 use crate::config::RecordConfig;
 use crate::sink::video::check_clips;
-use crate::types::{CameraId, Encoded, EncodedUnit, Event};
+use crate::types::{CameraId, Codec, Encoded, EncodedUnit, Event};
 use plan::{Order, Plan, Rules};
 use shelf::Shelf;
 use writer::Writer;
@@ -157,6 +157,7 @@ impl Tape {
     pub fn take(&self, encoded: Encoded) {
         let mut desk = sync::lock(&self.0);
         let orders = match encoded {
+            Encoded::Unit(unit) if unit.codec == Codec::Other => return desk.unfit(unit.media()),
             Encoded::Unit(unit) => {
                 desk.told = false;
                 let (orders, dropped) = desk.plan.unit(unit);
@@ -164,7 +165,6 @@ impl Tape {
                 orders
             }
             Encoded::Lost => desk.plan.lost(),
-            Encoded::Unfit(media) => return desk.unfit(&media),
         };
         desk.send(orders);
     }

@@ -1,5 +1,5 @@
-//! Annotated frames as video: MP4 files, an RTSP server, and `gst-launch` fragments of the operator's own. Beside them, a
-//! camera to try the daemon on.
+//! Annotated frames as video: MP4 files, an RTSP server, and `gst-launch` fragments of the operator's own; and live video with
+//! boxes over RTSP. Beside them, a camera to try the daemon on.
 
 mod clip;
 mod custom;
@@ -7,16 +7,20 @@ mod encoder;
 mod feed;
 mod file;
 mod lane;
+mod live;
 mod raw;
 mod rtsp;
 pub mod serve;
 mod serving;
+mod stamp;
+pub mod view;
 
 use crate::base::error::{Context, Kind, Result};
 
 pub use clip::{ClipFile, check_clips};
 pub use custom::{CustomSink, check_fragment};
 pub use file::FileSink;
+pub use live::{Live, Painter};
 pub use rtsp::RtspSink;
 
 /// Makes GStreamer ready; further calls do nothing.

@@ -53,6 +53,8 @@ pub struct Parts {
 pub struct Intake {
     parts: Parts,
     caps: Option<gstreamer::Caps>,
+    /// The same as text.
+    format: Arc<str>,
     /// The pixels' shape, where they come undecoded.
     raw: Option<VideoInfo>,
     converter: Converter,
@@ -65,7 +67,16 @@ pub struct Intake {
 impl Intake {
     /// Nothing has come yet.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, caps: None, raw: None, converter: Converter::default(), gop: Gop::default(), own: None, asked: None }
+        Self {
+            parts,
+            caps: None,
+            format: "".into(),
+            raw: None,
+            converter: Converter::default(),
+            gop: Gop::default(),
+            own: None,
+            asked: None,
+        }
     }
 
     /// Takes what came; `now` is the pipeline's running time.
@@ -76,10 +87,7 @@ impl Intake {
         if self.caps.as_ref() != Some(&caps) {
             tap.announce(&caps);
             self.raw = VideoInfo::from_caps(&caps).ok().filter(|_| caps.structure(0).is_some_and(|s| s.name() == "video/x-raw"));
-            if unit::codec(&caps).is_none() {
-                let media = caps.structure(0).map(|structure| structure.name().to_string());
-                tap.encoded(|| media.map(Encoded::Unfit));
-            }
+            self.format = caps.to_string().into();
             self.caps = Some(caps.clone());
         }
         let moment = moment(&buffer, segment, now, self.parts.live, tap.camera_time(buffer.pts()));
@@ -103,7 +111,7 @@ impl Intake {
     fn unit(&mut self, unit: Unit) {
         self.parts.tap.counters().frames_in.add();
         let at = unit.running_time().unwrap_or_else(|| unit.moment.received.saturating_duration_since(self.parts.tap.started()));
-        self.parts.tap.encoded(|| unit.encoded(at).map(Encoded::Unit));
+        self.parts.tap.encoded(|| unit.encoded(at, &self.format, self.parts.tap.started()).map(Encoded::Unit));
         let (path, follows) = {
             let mut plan = sync::lock(&self.parts.plan);
             (plan.step(unit.key, at), plan.may_follow())

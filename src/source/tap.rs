@@ -17,7 +17,7 @@ use crate::source::convert::{self, Converter};
 use crate::source::decoder::Picture;
 use crate::source::frozen::Frozen;
 use crate::source::watch::{Fault, Pulse, Retry};
-use crate::source::{Admit, Candidate, Hooks, Record, Wants};
+use crate::source::{Admit, Candidate, Hooks, Tapped, Wants};
 use crate::types::{CameraId, CameraStatus, Encoded, Frame};
 
 /// Seconds from the NTP epoch (1900) to the Unix epoch.
@@ -35,7 +35,7 @@ pub type Tell = Box<dyn FnMut(CameraStatus) + Send>;
 
 /// The hook that is called with encoded pictures; taken out when the source ends. Apart from the others: those may be held up
 /// by a picture that is looked at.
-pub type Recording = Arc<Mutex<Option<Record>>>;
+pub type Recording = Arc<Mutex<Option<Tapped>>>;
 
 /// Parts the hooks by who calls them.
 pub fn part(hooks: Hooks) -> (Arc<Mutex<Option<Outlets>>>, Recording, Tell) {

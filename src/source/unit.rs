@@ -1,6 +1,7 @@
 //! Access units: encoded pictures as they leave the parser, and which of them can be decoded by themselves.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use gstreamer::{Buffer, BufferFlags, Caps, ClockTime, Segment};
 
@@ -25,29 +26,44 @@ pub struct Unit {
 impl Unit {
     /// Its time since the pipeline's start, by the stream.
     pub fn running_time(&self) -> Option<Duration> {
-        running_time(&self.buffer, &self.segment).map(Into::into)
+        running(self.buffer.pts(), &self.segment)
     }
 
     /// Whether it is H.264.
     pub fn is_h264(&self) -> bool {
-        codec(&self.caps) == Some(Codec::H264)
+        codec(&self.caps) == Codec::H264
     }
 
-    /// A copy for whoever keeps it, shown at `time`; `None` where it is of a kind that is not kept.
-    pub fn encoded(&self, time: Duration) -> Option<EncodedUnit> {
-        let codec = codec(&self.caps)?;
-        let bytes = self.buffer.map_readable().ok()?.as_slice().into();
-        Some(EncodedUnit { codec, bytes, key: self.key, time, captured: self.moment.captured })
+    /// A copy for whoever keeps or shows it, shown at `time`, of a connection begun at `connected`; `format` is its caps as
+    /// text. A local camera has few buffers of its own, and would wait for those that are kept.
+    pub fn encoded(&self, time: Duration, format: &Arc<str>, connected: Instant) -> Option<EncodedUnit> {
+        Some(EncodedUnit {
+            codec: codec(&self.caps),
+            caps: format.clone(),
+            bytes: self.buffer.map_readable().ok()?.as_slice().into(),
+            key: self.key,
+            time,
+            dts: running(self.buffer.dts(), &self.segment),
+            duration: self.buffer.duration().map(Into::into),
+            connected,
+            received: self.moment.received,
+            captured: self.moment.captured,
+        })
     }
 }
 
-/// What pictures of these caps are, if they can be kept as they are.
-pub fn codec(caps: &Caps) -> Option<Codec> {
-    match caps.structure(0)?.name().as_str() {
-        "video/x-h264" => Some(Codec::H264),
-        "video/x-h265" => Some(Codec::H265),
-        _ => None,
+/// What pictures of these caps are.
+pub fn codec(caps: &Caps) -> Codec {
+    match caps.structure(0).map_or("", |structure| structure.name().as_str()) {
+        "video/x-h264" => Codec::H264,
+        "video/x-h265" => Codec::H265,
+        _ => Codec::Other,
     }
+}
+
+/// A time of the stream's since the pipeline's start.
+pub fn running(time: Option<ClockTime>, segment: &Segment) -> Option<Duration> {
+    segment.downcast_ref::<ClockTime>()?.to_running_time(time?).map(Into::into)
 }
 
 /// A picture's time since the pipeline's start, by the stream.

@@ -110,6 +110,11 @@ impl Object {
         self.missed
     }
 
+    /// When the picture arrived on which it was last seen.
+    pub(super) fn seen(&self) -> Instant {
+        self.seen
+    }
+
     /// Seconds since it was seen.
     pub(super) fn unseen(&self, at: Instant) -> f64 {
         seconds(at, self.seen)

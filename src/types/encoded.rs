@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::base::clock::Utc;
 use crate::base::hash::{FNV_OFFSET, fnv1a};
@@ -14,6 +14,8 @@ pub enum Codec {
     H264,
     /// ITU-T H.265.
     H265,
+    /// Anything else: it can be shown, and is kept in no clip.
+    Other,
 }
 
 /// What comes of a camera's encoded stream.
@@ -21,8 +23,6 @@ pub enum Codec {
 pub enum Encoded {
     /// The next picture, in the order of decoding.
     Unit(EncodedUnit),
-    /// The stream is of a kind that is not kept; its media type, such as `image/jpeg`.
-    Unfit(String),
     /// The stream has ended: what comes next does not go on from it.
     Lost,
 }
@@ -32,12 +32,23 @@ pub enum Encoded {
 pub struct EncodedUnit {
     /// What it is.
     pub codec: Codec,
-    /// NAL units with start codes; ahead of each keyframe its parameter sets.
+    /// The same as GStreamer's caps in text: `video/x-h264, stream-format=(string)byte-stream, ...`. Pictures of one format
+    /// share the text.
+    pub caps: Arc<str>,
+    /// H.264 and H.265: NAL units with start codes; ahead of each keyframe its parameter sets.
     pub bytes: Arc<[u8]>,
     /// It needs no other picture.
     pub key: bool,
     /// When it is shown, from a moment that stays the same until the stream is lost.
     pub time: Duration,
+    /// When it is to be decoded, where that is another moment and the stream says so.
+    pub dts: Option<Duration>,
+    /// For how long it is shown, where the stream says so.
+    pub duration: Option<Duration>,
+    /// When the connection was begun that it came over. Another one has other times, and nothing of it goes on in this one.
+    pub connected: Instant,
+    /// When it reached this machine.
+    pub received: Instant,
     /// When it was taken.
     pub captured: Utc,
 }
@@ -50,6 +61,11 @@ impl fmt::Debug for EncodedUnit {
 }
 
 impl EncodedUnit {
+    /// Its media type, such as `video/x-h264`.
+    pub fn media(&self) -> &str {
+        self.caps.split(',').next().unwrap_or_default()
+    }
+
     /// A hash of the parameter sets ahead of its first slice; `None` where there are none, so that nothing can begin with
     /// it. Two units of one hash may stand in one file. NAL unit types are those of ITU-T H.264, table 7-1, and ITU-T
     /// H.265, table 7-1.
@@ -59,6 +75,7 @@ impl EncodedUnit {
             let (set, slice) = match self.codec {
                 Codec::H264 => (matches!(nal[0] & 0x1f, 7 | 8), matches!(nal[0] & 0x1f, 1..=5)),
                 Codec::H265 => (matches!(nal[0] >> 1 & 0x3f, 32..=34), nal[0] >> 1 & 0x3f < 32),
+                Codec::Other => return None,
             };
             if slice {
                 break;
@@ -97,7 +114,19 @@ mod tests {
     use super::*;
 
     fn unit(codec: Codec, bytes: &[u8]) -> EncodedUnit {
-        EncodedUnit { codec, bytes: bytes.into(), key: true, time: Duration::ZERO, captured: Utc::from_millis(0) }
+        let now = Instant::now();
+        EncodedUnit {
+            codec,
+            caps: "".into(),
+            bytes: bytes.into(),
+            key: true,
+            time: Duration::ZERO,
+            dts: None,
+            duration: None,
+            connected: now,
+            received: now,
+            captured: Utc::from_millis(0),
+        }
     }
 
     #[test]

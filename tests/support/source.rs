@@ -11,7 +11,7 @@ use palisade::base::metrics::Metrics;
 use palisade::base::shutdown::Shutdown;
 use palisade::config::{CameraConfig, Decode, Input};
 use palisade::gate::Gate;
-use palisade::source::{self, Admit, Candidate, Decoders, Hooks, Limits, Source};
+use palisade::source::{self, Admit, Candidate, Decoders, Hooks, Limits, Source, Tapped};
 use palisade::types::{CameraId, CameraState, CameraStatus, Frame, Prompt};
 
 /// Long enough for a loaded machine.
@@ -105,6 +105,28 @@ pub fn open_hooked(limits: Limits, config: CameraConfig, hook: impl Fn(&str) + C
     start(limits, config, Metrics::new(), hooks, frames, statuses)
 }
 
+/// With `encoded` called with each encoded picture.
+pub fn open_tapped(config: CameraConfig, encoded: Tapped) -> Open {
+    open_told(config, encoded, |_| {})
+}
+
+/// The same with `told` called at each change of state. Nothing is looked at.
+pub fn open_told(config: CameraConfig, encoded: Tapped, mut told: impl FnMut(&CameraStatus) + Send + 'static) -> Open {
+    let (frame, frames) = unbounded();
+    let (status, statuses) = unbounded();
+    let hooks = Hooks {
+        encoded: Some(encoded),
+        wants: Box::new(|_| true),
+        admit: Box::new(|_, _| false),
+        deliver: Box::new(move |f| drop(frame.send(f))),
+        status: Box::new(move |s| {
+            told(&s);
+            drop(status.send(s));
+        }),
+    };
+    start(limits(), config, Metrics::new(), hooks, frames, statuses)
+}
+
 pub fn open_gated(limits: Limits, config: CameraConfig, metrics: Metrics, admit: Admit) -> Open {
     let (frame, frames) = unbounded();
     let (status, statuses) = unbounded();
@@ -118,8 +140,8 @@ pub fn open_gated(limits: Limits, config: CameraConfig, metrics: Metrics, admit:
     start(limits, config, metrics, hooks, frames, statuses)
 }
 
-/// With `record` as the hook for encoded pictures.
-pub fn open_kept(config: CameraConfig, metrics: Metrics, record: source::Record) -> Open {
+/// With `encoded` as the hook for encoded pictures.
+pub fn open_kept(config: CameraConfig, metrics: Metrics, encoded: Tapped) -> Open {
     let (frame, frames) = unbounded();
     let (status, statuses) = unbounded();
     let hooks = Hooks {
@@ -127,7 +149,7 @@ pub fn open_kept(config: CameraConfig, metrics: Metrics, record: source::Record)
         admit: Box::new(|_, _| true),
         deliver: Box::new(move |f| drop(frame.send(f))),
         status: Box::new(move |s| drop(status.send(s))),
-        encoded: Some(record),
+        encoded: Some(encoded),
     };
     start(limits(), config, metrics, hooks, frames, statuses)
 }

@@ -2,7 +2,7 @@
 //! to the mailbox is the daemon's; the detector behind it does nothing, and the cameras are a process of their own.
 
 mod report;
-mod server;
+pub(super) mod server;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -59,7 +59,7 @@ pub struct CamerasArgs {
 /// When the clip cannot be shown, no camera can be started, or the output cannot be written.
 pub fn run(args: &CamerasArgs, shutdown: &Shutdown) -> Result<()> {
     source::init()?;
-    let mut server = Server::start(&args.clip)?;
+    let mut server = Server::start("--clip", &args.clip)?;
     let report = measure(args, &mut server, shutdown)?;
     print(&if args.json { report.as_json().to_string() } else { report.as_text() })
 }

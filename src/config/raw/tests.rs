@@ -136,6 +136,22 @@ fn keys_of_a_uri_are_refused_beside_a_pipeline() {
 }
 
 #[test]
+fn the_rtsp_server_shows_analysed_frames_or_live_video() {
+    let read_one = |keys: &str| read(&format!("[model]\nid = \"a/b\"\n{CAMERA}[output.rtsp]\n{keys}")).unwrap().output.rtsp.unwrap();
+    assert_eq!((read_one("").video, read_one("").encoder), (RtspVideo::Analysed, EncoderKind::X264));
+    let live = read_one("video = \"live\"\nencoder = \"va\"\n");
+    assert_eq!((live.video, live.encoder), (RtspVideo::Live, EncoderKind::Va));
+    let wrong = faults(&format!("[model]\nid = \"a/b\"\n{CAMERA}[output.rtsp]\nvideo = \"full\"\nencoder = \"gpu\"\n")).join("\n");
+    for sentence in [
+        "output.rtsp.video is \"full\"; must be one of analysed, live",
+        "output.rtsp.encoder has no meaning for analysed frames; must stand beside video = \"live\"",
+        "output.rtsp.encoder is \"gpu\"; must be one of auto, x264, va, nvidia, v4l2",
+    ] {
+        assert!(wrong.contains(sentence), "{sentence} in {wrong}");
+    }
+}
+
+#[test]
 fn packets_go_beside_the_connection_for_plain_rtsp_only() {
     let transport = |uri: &str, line: &str| opened(&format!("uri = \"{uri}\"\n{line}"));
     for (line, expected) in [("", Transport::Tcp), ("transport = \"tcp\"", Transport::Tcp), ("transport = \"udp\"", Transport::Udp)] {

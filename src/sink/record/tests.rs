@@ -12,7 +12,19 @@ use crate::types::{Box01, Codec, EventKind, Reason, Track};
 pub fn unit(key: bool, millis: i64, bytes: usize) -> EncodedUnit {
     let content = if key && bytes == 10 { vec![0, 0, 1, 0x67, 1, 0, 0, 1, 0x65, 1] } else { vec![0; bytes] };
     let time = Duration::from_millis(millis.try_into().unwrap());
-    EncodedUnit { codec: Codec::H264, bytes: content.into(), key, time, captured: Utc::from_millis(millis) }
+    let now = std::time::Instant::now();
+    EncodedUnit {
+        codec: Codec::H264,
+        caps: "video/x-h264".into(),
+        bytes: content.into(),
+        key,
+        time,
+        dts: None,
+        duration: None,
+        connected: now,
+        received: now,
+        captured: Utc::from_millis(millis),
+    }
 }
 
 /// An event of the object `id`, first seen at `start`, last at `last`, told at `now`, all in milliseconds.

@@ -1,6 +1,6 @@
-//! An RTSP server of the annotated pictures: `rtsp://ADDRESS/<camera>`.
+//! An RTSP server of the annotated pictures, or of live video: `rtsp://ADDRESS/<camera>`.
 //!
-//! The latest picture is repeated at a steady pace, so a viewer who joins between two rare looks sees one at once. A
+//! Of annotated pictures the latest picture is repeated at a steady pace, so a viewer who joins between two rare looks sees one at once. A
 //! camera is encoded only while somebody watches it, and once for all who do.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use gstreamer::glib;
 use gstreamer::prelude::*;
 use gstreamer_app::AppSrc;
 use gstreamer_rtsp_server::prelude::*;
-use gstreamer_rtsp_server::{RTSPMedia, RTSPMediaFactory, RTSPServer};
+use gstreamer_rtsp_server::{RTSPMedia, RTSPMediaFactory, RTSPMountPoints, RTSPServer};
 use gstreamer_video::DownstreamForceKeyUnitEvent;
 use image::{Rgb, RgbImage};
 
@@ -20,6 +20,7 @@ use crate::base::error::{Error, Kind, Result};
 use crate::base::metrics::{Counter, Metrics};
 use crate::base::sync;
 use crate::config::RtspConfig;
+use crate::sink::video::live::Live;
 use crate::sink::video::serving::{self, Serving};
 use crate::sink::video::{encoder, init, raw};
 use crate::sink::{Picture, Sink};
@@ -43,6 +44,7 @@ const SLATE: (u32, u32) = (1280, 720);
 /// Serves every camera from its making on.
 pub struct RtspSink {
     cameras: Arc<Cameras>,
+    live: Option<Live>,
     port: u16,
     serving: Option<Serving>,
 }
@@ -67,34 +69,32 @@ struct Viewed {
 }
 
 impl RtspSink {
-    /// Listens at `config.listen` and serves `cameras`. Counts `rtsp_pictures_encoded` per camera.
+    /// Listens at `config.listen` and serves `cameras`: live video of what `live` is told, where there is one, else the annotated
+    /// pictures. Counts `rtsp_pictures_encoded` per camera.
     ///
     /// # Errors
     /// When the port is taken or this installation cannot encode H.264.
-    pub fn new(config: RtspConfig, cameras: &[CameraId], metrics: &Metrics) -> Result<Self> {
+    pub fn new(config: RtspConfig, cameras: &[CameraId], live: Option<Live>, metrics: &Metrics) -> Result<Self> {
         init()?;
-        // The encoder's caps are set once the size is known; the names are looked up in `configure`.
-        let line = format!(
-            "( appsrc name=pictures is-live=true do-timestamp=true format=time block=false max-buffers=2 leaky-type=downstream \
-             ! videoconvert ! videoscale add-borders=true ! capsfilter name=canvas ! {} ! rtph264pay name=pay0 pt=96 config-interval=-1 )",
-            encoder::h264(GOP)?
-        );
-        let slate = Arc::new(RgbImage::from_pixel(SLATE.0, SLATE.1, Rgb([96; 3])));
-        let known = cameras.iter().map(|id| {
-            let pushed = metrics.counter("rtsp_pictures_encoded", id.as_str());
-            (id.clone(), Mutex::new(Camera { latest: slate.clone(), viewed: Vec::new(), joined: false, pushed }))
-        });
-        let cameras: Arc<Cameras> = Arc::new(known.collect());
         let server = RTSPServer::new();
         let mounts = serving::mounts(&server)?;
-        for id in cameras.keys() {
-            mounts.add_factory(&format!("/{id}"), factory(&line, id, &cameras));
-        }
-        limit(&server, &cameras);
+        let cameras = if let Some(live) = &live {
+            for (id, factory) in live.factories(config.encoder)? {
+                mounts.add_factory(&format!("/{id}"), factory);
+            }
+            Arc::default()
+        } else {
+            pictures(cameras, &mounts, metrics)?
+        };
+        let (watched, shown) = (cameras.clone(), live.clone());
+        limit(&server, move || {
+            watched.values().for_each(|camera| sync::lock(camera).joined = true);
+            shown.iter().for_each(Live::join);
+        });
         let serving = Serving::start(server, config.listen, "output.rtsp.listen", |context| attach_repeat(context, &cameras))?;
         let port = serving.port();
         tracing::info!(listen = %config.listen.ip(), port, "rtsp server up");
-        Ok(Self { cameras, port, serving: Some(serving) })
+        Ok(Self { cameras, live, port, serving: Some(serving) })
     }
 
     /// The port listened on: the one asked for, or the one the system chose for 0.
@@ -103,12 +103,36 @@ impl RtspSink {
     }
 }
 
+/// Hangs up a stream of the annotated pictures of each camera.
+fn pictures(cameras: &[CameraId], mounts: &RTSPMountPoints, metrics: &Metrics) -> Result<Arc<Cameras>> {
+    // The encoder's caps are set once the size is known; the names are looked up in `configure`.
+    let line = format!(
+        "( appsrc name=pictures is-live=true do-timestamp=true format=time block=false max-buffers=2 leaky-type=downstream \
+             ! videoconvert ! videoscale add-borders=true ! capsfilter name=canvas ! {} ! {} )",
+        encoder::h264(GOP)?,
+        encoder::PAYLOADER
+    );
+    let slate = Arc::new(RgbImage::from_pixel(SLATE.0, SLATE.1, Rgb([96; 3])));
+    let known = cameras.iter().map(|id| {
+        let pushed = metrics.counter("rtsp_pictures_encoded", id.as_str());
+        (id.clone(), Mutex::new(Camera { latest: slate.clone(), viewed: Vec::new(), joined: false, pushed }))
+    });
+    let cameras: Arc<Cameras> = Arc::new(known.collect());
+    for id in cameras.keys() {
+        mounts.add_factory(&format!("/{id}"), factory(&line, id, &cameras));
+    }
+    Ok(cameras)
+}
+
 impl Sink for RtspSink {
     fn name(&self) -> &str {
         "rtsp"
     }
 
     fn write(&mut self, picture: &Picture) -> Result<()> {
+        if let Some(live) = &self.live {
+            return live.analysed(picture);
+        }
         let unknown = || Error::new(Kind::Internal, format!("camera {} is not served over rtsp", picture.camera));
         let camera = self.cameras.get(&picture.camera).ok_or_else(unknown)?;
         sync::lock(camera).latest = picture.image.clone();
@@ -116,7 +140,9 @@ impl Sink for RtspSink {
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.serving.take().map_or(Ok(()), Serving::finish)
+        let finished = self.serving.take().map_or(Ok(()), Serving::finish);
+        self.live.iter().for_each(Live::finish);
+        finished
     }
 }
 
@@ -187,8 +213,8 @@ impl Camera {
 }
 
 /// Caps connections and sessions, and notes who begins to watch.
-fn limit(server: &RTSPServer, cameras: &Arc<Cameras>) {
-    let cameras = cameras.clone();
+fn limit(server: &RTSPServer, joined: impl Fn() + Send + Sync + 'static) {
+    let joined = Arc::new(joined);
     if let Some(pool) = server.session_pool() {
         pool.set_max_sessions(SESSIONS);
     }
@@ -198,8 +224,8 @@ fn limit(server: &RTSPServer, cameras: &Arc<Cameras>) {
         client.connect_closed(move |_| {
             closed.fetch_sub(1, Ordering::AcqRel);
         });
-        let cameras = cameras.clone();
-        client.connect_play_request(move |_, _| cameras.values().for_each(|camera| sync::lock(camera).joined = true));
+        let joined = joined.clone();
+        client.connect_play_request(move |_, _| joined());
         if open.fetch_add(1, Ordering::AcqRel) >= CLIENTS {
             tracing::debug!(limit = CLIENTS, "an rtsp connection was refused");
             client.close();

@@ -14,6 +14,7 @@ use crate::base::error::{Context, Error, Kind, Result};
 use crate::base::redact::{ExposeSecret, SecretString};
 use crate::sink::video::init;
 use crate::sink::video::serving::{self, Serving};
+use crate::sink::video::stamp;
 use clip::Clip;
 
 /// Connections that wait to be taken; the library's five are few where a hundred cameras come at once.
@@ -40,7 +41,7 @@ pub struct ServeConfig {
 pub enum Footage {
     /// A file with H.264 or H.265 video, over and over. Each viewer is shown it from its first keyframe on.
     Clip(PathBuf),
-    /// Elements that end in a payloader named `pay0`; all viewers share them.
+    /// Elements that end in a payloader named `pay0`; all viewers share them. Into what leaves one named `stamp` the time is written.
     Launch(String),
 }
 
@@ -121,6 +122,12 @@ fn of_line(line: &str) -> Result<RTSPMediaFactory> {
     let factory = RTSPMediaFactory::new();
     factory.set_launch(&format!("( {line} )"));
     factory.set_shared(true);
+    factory.connect_media_configure(|_, media| {
+        let bin = media.element().downcast::<gstreamer::Bin>();
+        if let Some(element) = bin.ok().and_then(|bin| bin.by_name("stamp")) {
+            stamp::attach(&element);
+        }
+    });
     Ok(factory)
 }
 

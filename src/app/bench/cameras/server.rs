@@ -1,8 +1,8 @@
 //! The cameras' process.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -20,15 +20,15 @@ pub struct Server {
 }
 
 impl Server {
-    /// Shows a clip to whoever comes.
+    /// Shows a clip to whoever comes, or with `--launch` what elements make.
     ///
     /// # Errors
     /// When there is no such process, or it has nothing to show; the sentence is then its own.
-    pub fn start(clip: &Path) -> Result<Self> {
+    pub fn start(what: &str, footage: impl AsRef<OsStr>) -> Result<Self> {
         let failed = || "the cameras' process cannot be started";
         let program = std::env::current_exe().context(Kind::Io, failed)?;
         let mut command = Command::new(program);
-        command.arg("serve").arg("--clip").arg(clip).args(["--port", "0", "--until-eof"]);
+        command.arg("serve").arg(what).arg(footage).args(["--port", "0", "--until-eof"]);
         // In a process group of its own: Ctrl-C is for this process, which then ends the other.
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn();
         let mut server = Self { child: child.context(Kind::Io, failed)?, port: 0, log: None };

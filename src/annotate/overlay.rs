@@ -1,0 +1,255 @@
+//! Boxes for live video, drawn on transparent ground: as few pixels and as few parts as make the blending cheap. And the
+//! slate that is shown for a camera of which nothing comes.
+
+use std::time::Instant;
+
+use image::{Rgb, RgbImage, Rgba, RgbaImage};
+use imageproc::drawing::{draw_filled_rect_mut, draw_hollow_rect_mut, draw_text_mut};
+use imageproc::rect::Rect;
+
+use crate::annotate::layout::{Area, place};
+use crate::annotate::{Annotator, BLACK, Metrics, WHITE, colour};
+use crate::types::{Mark, Patch, PixelBox};
+
+/// Lines that a reason may take on a slate.
+const LINES: usize = 4;
+
+/// A mark as it will be drawn.
+struct Shown {
+    pixels: PixelBox,
+    tag: Area,
+    text: String,
+    colour: Rgb<u8>,
+    /// Of 255.
+    alpha: u8,
+}
+
+/// Something to be drawn: a mark's outline or its tag.
+#[derive(Clone, Copy)]
+enum Piece {
+    Outline(usize),
+    Tag(usize),
+}
+
+/// Pieces on one patch.
+struct Group {
+    area: Area,
+    pieces: Vec<Piece>,
+}
+
+impl Annotator {
+    /// Boxes and tags of what is seen of `marks` at a moment, for video of `size` (width, height; pixels). A mark that fades
+    /// tells its age.
+    pub fn overlay(&self, marks: &[Mark], now: Instant, size: (u32, u32)) -> Vec<Patch> {
+        if size.0 == 0 || size.1 == 0 {
+            return Vec::new();
+        }
+        let metrics = Metrics::of(size);
+        let mut taken = Vec::new();
+        let shown: Vec<Shown> = marks.iter().filter_map(|mark| self.shown(mark, now, size, &metrics, &mut taken)).collect();
+        let pieces = shown.iter().enumerate().flat_map(|(index, one)| {
+            let PixelBox { x_min, y_min, x_max, y_max } = one.pixels;
+            let outline = Area { x: x_min, y: y_min, width: x_max.saturating_sub(x_min), height: y_max.saturating_sub(y_min) };
+            [Group { area: outline, pieces: vec![Piece::Outline(index)] }, Group { area: one.tag, pieces: vec![Piece::Tag(index)] }]
+        });
+        let pieces = pieces.filter(|group| group.area.width > 0 && group.area.height > 0).collect();
+        // What the first pass has made may suit what it made later.
+        let groups = gathered(gathered(pieces, size.0), size.0);
+        groups.iter().map(|group| self.patch(group, &shown, &metrics)).collect()
+    }
+
+    fn shown(&self, mark: &Mark, now: Instant, size: (u32, u32), metrics: &Metrics, taken: &mut Vec<Area>) -> Option<Shown> {
+        let opacity = mark.opacity(now);
+        if opacity == 0 {
+            return None;
+        }
+        let age = if opacity < Mark::WHOLE { format!("  {} s ago", mark.age(now).as_secs()) } else { String::new() };
+        let text = self.fitted(&format!("{} {:.2}{age}", mark.label, mark.score), metrics, size.0);
+        let pixels = mark.box01.to_pixels(size.0, size.1);
+        let tag = place(pixels, self.size(&text, metrics), size, taken);
+        taken.push(tag);
+        let alpha = u8::try_from(255 * u16::from(opacity) / u16::from(Mark::WHOLE)).unwrap_or(u8::MAX);
+        Some(Shown { pixels, tag, text, colour: colour::of(&mark.label), alpha })
+    }
+
+    fn patch(&self, group: &Group, shown: &[Shown], metrics: &Metrics) -> Patch {
+        let Area { x, y, width, height } = group.area;
+        let mut image = RgbaImage::new(width, height);
+        for piece in &group.pieces {
+            if let Piece::Outline(index) = piece {
+                outline(&mut image, (x, y), &shown[*index], metrics.line);
+            }
+        }
+        // Tags after all outlines, so that no outline runs through a text.
+        for piece in &group.pieces {
+            if let Piece::Tag(index) = piece {
+                self.tag(&mut image, (x, y), &shown[*index], metrics);
+            }
+        }
+        Patch { x, y, image }
+    }
+
+    fn tag(&self, image: &mut RgbaImage, origin: (u32, u32), shown: &Shown, metrics: &Metrics) {
+        let (x, y) = ((shown.tag.x - origin.0) as i32, (shown.tag.y - origin.1) as i32);
+        draw_filled_rect_mut(image, Rect::at(x, y).of_size(shown.tag.width, shown.tag.height), with(shown.colour, shown.alpha));
+        let colour = if colour::is_light(shown.colour) { BLACK } else { WHITE };
+        let pad = metrics.pad as i32;
+        draw_text_mut(image, with(colour, shown.alpha), x + pad, y + pad, metrics.text, &self.font, &shown.text);
+    }
+
+    /// The last picture of a camera, darkened, with what there is to say in its middle; without a picture, grey of `size`.
+    pub fn slate(&self, picture: Option<&RgbImage>, size: (u32, u32), lines: &[String]) -> RgbImage {
+        let mut canvas = picture.cloned().unwrap_or_else(|| RgbImage::from_pixel(size.0.max(1), size.1.max(1), Rgb([120; 3])));
+        canvas.iter_mut().for_each(|value| *value /= 3);
+        let plain = Metrics::of(canvas.dimensions());
+        let metrics = Metrics { text: plain.text * 1.5, ..plain };
+        let room = canvas.width() * 9 / 10;
+        let lines: Vec<String> = lines.iter().flat_map(|line| self.wrapped(line, &metrics, room)).collect();
+        let step = self.size("", &metrics).1;
+        let top = (canvas.height() / 2).saturating_sub(step * lines.len() as u32 / 2);
+        for (row, line) in (0..).zip(&lines) {
+            let width = self.size(line, &metrics).0;
+            let x = canvas.width().saturating_sub(width) / 2;
+            let area = Area { x, y: top + row * step, width, height: step };
+            self.text(&mut canvas, area, line, &metrics, WHITE);
+        }
+        canvas
+    }
+
+    /// A sentence on lines that are no wider than `room` pixels.
+    fn wrapped(&self, text: &str, metrics: &Metrics, room: u32) -> Vec<String> {
+        let mut lines: Vec<String> = Vec::new();
+        for word in text.split_whitespace() {
+            let longer = lines.last().map(|line| format!("{line} {word}"));
+            match longer.filter(|longer| lines.len() == LINES || self.size(longer, metrics).0 <= room) {
+                Some(longer) => {
+                    lines.pop();
+                    lines.push(longer);
+                }
+                None => lines.push(word.to_owned()),
+            }
+        }
+        lines.iter().map(|line| self.fitted(line, metrics, room)).collect()
+    }
+}
+
+/// Puts pieces together where that is cheaper. For each line of a patch the video's whole line is unpacked and packed
+/// (`gst_video_blend` in gst-plugins-base 1.22), and each pixel of the patch looked at: two patches beside each other cost
+/// more than one with nothing between them.
+fn gathered(pieces: Vec<Group>, width: u32) -> Vec<Group> {
+    let cost = |area: &Area| u64::from(area.height) * u64::from(width + area.width);
+    let mut groups: Vec<Group> = Vec::new();
+    for piece in pieces {
+        let apart = cost(&piece.area);
+        let saved = |group: &Group| (cost(&group.area) + apart).checked_sub(cost(&around(&group.area, &piece.area)));
+        let best = groups.iter().enumerate().filter_map(|(index, group)| Some((saved(group)?, index))).max();
+        match best {
+            Some((_, index)) => {
+                let group = &mut groups[index];
+                group.area = around(&group.area, &piece.area);
+                group.pieces.extend(piece.pieces);
+            }
+            None => groups.push(piece),
+        }
+    }
+    groups
+}
+
+fn around(a: &Area, b: &Area) -> Area {
+    let (x, y) = (a.x.min(b.x), a.y.min(b.y));
+    let (right, bottom) = ((a.x + a.width).max(b.x + b.width), (a.y + a.height).max(b.y + b.height));
+    Area { x, y, width: right - x, height: bottom - y }
+}
+
+/// A dark hairline on both sides holds on any background.
+fn outline(image: &mut RgbaImage, origin: (u32, u32), shown: &Shown, line: u32) {
+    let PixelBox { x_min, y_min, x_max, y_max } = shown.pixels;
+    for inset in 0..line + 2 {
+        let (width, height) = (x_max.saturating_sub(x_min + 2 * inset), y_max.saturating_sub(y_min + 2 * inset));
+        if width == 0 || height == 0 {
+            break;
+        }
+        let shade = if inset == 0 || inset == line + 1 { BLACK } else { shown.colour };
+        let (x, y) = ((x_min + inset - origin.0) as i32, (y_min + inset - origin.1) as i32);
+        draw_hollow_rect_mut(image, Rect::at(x, y).of_size(width, height), with(shade, shown.alpha));
+    }
+}
+
+fn with(Rgb([r, g, b]): Rgb<u8>, alpha: u8) -> Rgba<u8> {
+    Rgba([r, g, b, alpha])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::types::Box01;
+
+    fn mark(label: &str, [y_min, x_min, y_max, x_max]: [f32; 4], seen: Instant) -> Mark {
+        let box01 = Box01 { y_min, x_min, y_max, x_max };
+        Mark { label: label.into(), score: 0.9, box01, seen, lasts: Duration::from_secs(5) }
+    }
+
+    /// The pixel at a place of the whole picture, of the last patch that has one there.
+    fn at(patches: &[Patch], x: u32, y: u32) -> Option<Rgba<u8>> {
+        let within =
+            |patch: &&Patch| x >= patch.x && y >= patch.y && x < patch.x + patch.image.width() && y < patch.y + patch.image.height();
+        patches.iter().rfind(within).map(|patch| *patch.image.get_pixel(x - patch.x, y - patch.y))
+    }
+
+    #[test]
+    fn a_box_is_drawn_in_its_colour_on_nothing() {
+        let (annotator, now) = (Annotator::new().unwrap(), Instant::now());
+        let patches = annotator.overlay(&[mark("cat", [0.25, 0.25, 0.75, 0.75], now)], now, (640, 480));
+        let Rgb([r, g, b]) = colour::of("cat");
+        assert_eq!(at(&patches, 161, 240), Some(Rgba([r, g, b, 255])));
+        assert_eq!(at(&patches, 320, 240).map(|pixel| pixel.0[3]), Some(0));
+        assert_eq!(at(&patches, 10, 10), None);
+        let pixels: u32 = patches.iter().map(|patch| patch.image.width() * patch.image.height()).sum();
+        assert!(pixels < 640 * 480 / 3, "{pixels}");
+    }
+
+    #[test]
+    fn a_box_that_was_not_seen_for_long_fades_and_vanishes() {
+        let (annotator, seen) = (Annotator::new().unwrap(), Instant::now());
+        let alpha = |seconds: u64| {
+            let patches =
+                annotator.overlay(&[mark("cat", [0.25, 0.25, 0.75, 0.75], seen)], seen + Duration::from_secs(seconds), (640, 480));
+            at(&patches, 161, 240).map(|pixel| pixel.0[3])
+        };
+        assert_eq!([0, 5, 6, 7].map(alpha), [Some(255), Some(255), Some(127), None]);
+    }
+
+    #[test]
+    fn boxes_beside_each_other_share_their_patches_and_those_apart_do_not() {
+        let (annotator, now) = (Annotator::new().unwrap(), Instant::now());
+        let count = |boxes: [[f32; 4]; 2]| annotator.overlay(&boxes.map(|sides| mark("cat", sides, now)), now, (1920, 1080)).len();
+        // One for the outlines, one for the tags above them.
+        assert_eq!(count([[0.2, 0.1, 0.5, 0.2], [0.2, 0.3, 0.5, 0.4]]), 2);
+        assert_eq!(count([[0.1, 0.1, 0.2, 0.2], [0.8, 0.8, 0.9, 0.9]]), 4);
+    }
+
+    #[test]
+    fn any_marks_on_any_size_are_drawn_without_a_panic() {
+        let (annotator, now) = (Annotator::new().unwrap(), Instant::now());
+        let sides = [[0.0, 0.0, 1.0, 1.0], [0.999, 0.999, 1.0, 1.0], [0.0, 0.98, 0.01, 1.0], [0.5, 0.5, 0.5, 0.5]];
+        let marks: Vec<Mark> =
+            sides.iter().flat_map(|sides| ["x", "a label that is too long for it", "猫\n"].map(|l| mark(l, *sides, now))).collect();
+        for size in [(0, 0), (1, 1), (3, 200), (1920, 1080)] {
+            for patch in annotator.overlay(&marks, now, size) {
+                assert!(patch.x + patch.image.width() <= size.0 && patch.y + patch.image.height() <= size.1);
+            }
+            let slate = annotator.slate(None, size, &["street".to_owned(), "backoff ".repeat(60)]);
+            assert_eq!(slate.dimensions(), (size.0.max(1), size.1.max(1)));
+        }
+    }
+
+    #[test]
+    fn a_slate_is_the_darkened_picture_with_words() {
+        let picture = RgbImage::from_pixel(640, 360, Rgb([150, 90, 30]));
+        let slate = Annotator::new().unwrap().slate(Some(&picture), (0, 0), &["street".to_owned(), "backoff".to_owned()]);
+        assert_eq!(*slate.get_pixel(5, 5), Rgb([50, 30, 10]));
+        assert!(slate.pixels().any(|pixel| *pixel == WHITE));
+    }
+}

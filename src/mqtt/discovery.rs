@@ -141,20 +141,18 @@ impl Device<'_> {
     fn entities(&self) -> Vec<(String, Component)> {
         let mut entities =
             vec![("status".to_owned(), self.status()), ("prompt".to_owned(), self.prompt()), ("detecting".to_owned(), self.detecting())];
-        if self.control {
-            entities.extend([("ask".to_owned(), self.ask()), ("detect".to_owned(), self.detect())]);
-        }
+        // What is switched off may be there from an earlier run, and goes only where it is named.
+        let [ask, detect] = if self.control { [self.ask(), self.detect()] } else { [bare("text"), bare("switch")] };
+        entities.extend([("ask".to_owned(), ask), ("detect".to_owned(), detect)]);
         for label in self.labels {
             entities.push((occupancy_key(&label.slug), self.occupancy(label)));
             entities.push((count_key(&label.slug), self.count(label)));
-            if self.snapshots {
-                entities.push((snapshot_key(&label.slug), self.snapshot(label)));
-            }
+            entities.push((snapshot_key(&label.slug), if self.snapshots { self.snapshot(label) } else { bare("image") }));
         }
         for slug in self.gone {
-            entities.push((occupancy_key(slug), Component { p: "binary_sensor", ..Component::default() }));
-            entities.push((count_key(slug), Component { p: "sensor", ..Component::default() }));
-            entities.push((snapshot_key(slug), Component { p: "image", ..Component::default() }));
+            entities.push((occupancy_key(slug), bare("binary_sensor")));
+            entities.push((count_key(slug), bare("sensor")));
+            entities.push((snapshot_key(slug), bare("image")));
         }
         entities
     }
@@ -253,6 +251,11 @@ impl Device<'_> {
     }
 }
 
+/// What makes Home Assistant remove an entity of this platform.
+fn bare(platform: &'static str) -> Component {
+    Component { p: platform, ..Component::default() }
+}
+
 fn snapshot_key(slug: &str) -> String {
     format!("snapshot_{slug}")
 }
@@ -301,7 +304,9 @@ mod tests {
             "image_topic": "site/north/street/snapshot/traffic_light", "content_type": "image/jpeg"
         });
         assert_eq!(value["cmps"]["snapshot_traffic_light"], expected);
-        assert!(value["cmps"].get("ask").is_none() && value["cmps"].get("detect").is_none());
+        assert_eq!((&value["cmps"]["ask"], &value["cmps"]["detect"]), (&json!({"p": "text"}), &json!({"p": "switch"})), "switched off");
+        let value: Value = serde_json::from_slice(&config(&Device { snapshots: false, ..device })).unwrap();
+        assert_eq!(value["cmps"]["snapshot_traffic_light"], json!({"p": "image"}), "switched off");
         let value: Value = serde_json::from_slice(&config(&Device { control: true, ..device })).unwrap();
         let [ask, detect] = ["ask", "detect"].map(|key| &value["cmps"][key]);
         assert_eq!((&ask["p"], &ask["command_topic"], &ask["max"]), (&json!("text"), &json!("site/north/street/prompt/set"), &json!(255)));

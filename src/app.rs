@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use crate::annotate::Annotator;
+use crate::base::claim::Claim;
 use crate::base::clock::Utc;
 use crate::base::error::{Error, Kind, Result};
 use crate::base::mailbox::{Put, Putter, mailbox};
@@ -30,7 +31,7 @@ use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig};
 use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
 use crate::gate::Gate;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
-use crate::mqtt::{self, Mqtt, Publisher};
+use crate::mqtt::{self, Mqtt, Patience, Publisher};
 use crate::sink::snapshot::SnapshotSink;
 use crate::sink::video::{CustomSink, FileSink, RtspSink};
 use crate::sink::{Fanout, Sink};
@@ -67,9 +68,10 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     let ids: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
     let sinks = open_sinks(&config.output, &ids, metrics)?;
     let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
-    let state = config.mqtt.as_ref().filter(|mqtt| mqtt.control).and_then(|mqtt| mqtt.state_dir.as_deref());
-    let steer = Arc::new(Steer::new(&config.cameras, state)?);
-    let mqtt = start_mqtt(&config, &steer, &model, metrics)?;
+    let state = config.mqtt.as_ref().and_then(|mqtt| mqtt.state_dir.as_deref()).map(|folder| Arc::new(Claim::new(folder)));
+    let control = config.mqtt.as_ref().is_some_and(|mqtt| mqtt.control);
+    let steer = Arc::new(Steer::new(&config.cameras, state.as_ref().filter(|_| control))?);
+    let mqtt = start_mqtt(&config, state, &steer, &model, metrics)?;
     let daemon = Daemon::start(config, sinks, &model, mqtt, &steer, shutdown, metrics)?;
     systemd::ready();
     systemd::status(&format!("watching {} cameras with {}", ids.len(), model.name()));
@@ -135,10 +137,16 @@ fn read_model(config: &ModelConfig, shutdown: &Shutdown) -> Result<PaliGemma> {
     Ok(model)
 }
 
-fn start_mqtt(config: &Config, steer: &Arc<Steer>, model: &PaliGemma, metrics: &Metrics) -> Result<Option<Mqtt>> {
+fn start_mqtt(
+    config: &Config,
+    state: Option<Arc<Claim>>,
+    steer: &Arc<Steer>,
+    model: &PaliGemma,
+    metrics: &Metrics,
+) -> Result<Option<Mqtt>> {
     let Some(mqtt) = config.mqtt.clone() else { return Ok(None) };
     let context = mqtt::Context { model: model.name().to_owned(), run: uuid::Uuid::new_v4() };
-    let mqtt = mqtt::start(mqtt, &steer.watched(), context, metrics)?;
+    let mqtt = mqtt::start_in(state, mqtt, &steer.watched(), context, metrics, Patience::default())?;
     mqtt.steer(steer.clone());
     Ok(Some(mqtt))
 }

@@ -43,6 +43,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::base::claim::Claim;
 use crate::base::clock::Utc;
 use crate::base::error::{Context as _, Error, Kind, Result};
 use crate::base::metrics::Metrics;
@@ -118,6 +119,8 @@ pub struct Mqtt {
 }
 
 /// Starts the link; the broker need not be there.
+    /// The state folder is ours until all that writes to it has ended.
+    _claim: Option<Arc<Claim>>,
 ///
 /// # Errors
 /// When the configuration cannot be used: topic prefix, QoS, or a CA, certificate or key file that is none.
@@ -133,6 +136,22 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
     let topics = Topics::new(&config.topic_prefix).with_frigate(config.frigate_prefix.as_deref());
     if !rumqttc::valid_topic(&topics.status()) || config.topic_prefix.is_empty() {
         let prefix = &config.topic_prefix;
+    let claim = config.state_dir.as_deref().map(|folder| Arc::new(Claim::new(folder)));
+    start_in(claim, config, cameras, context, metrics, patience)
+}
+
+/// As `start_with`, in a state folder that others of this process write to as well; `None`: in none.
+///
+/// # Errors
+/// As `start`.
+pub fn start_in(
+    claim: Option<Arc<Claim>>,
+    config: MqttConfig,
+    cameras: &[Watched],
+    context: Context,
+    metrics: &Metrics,
+    patience: Patience,
+) -> Result<Mqtt> {
         return Err(Error::new(Kind::Config, format!("mqtt.topic_prefix {prefix:?} is no topic; must be words without + and #")));
     }
     // Records are held to max_packet before they are queued; here it would cost the connection, and states would go with it.
@@ -159,7 +178,12 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         desk,
         health,
     }));
-    let told = config.state_dir.as_deref().map(Told::read).unwrap_or_default();
+    // What another process wrote down is on the broker for good reason: it is still told.
+    let state = claim.as_ref().filter(|claim| claim.was_free());
+    if let Some(claim) = claim.as_ref().filter(|claim| !claim.was_free()) {
+        warn_of_another(claim);
+    }
+    let told = state.map(|claim| Told::read(claim.folder())).unwrap_or_default();
     for camera in cameras {
         publisher.lane(&camera.id);
         publisher.earlier(&camera.id, &told);
@@ -170,17 +194,17 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
     let topics = &publisher.0.topics;
     let always: Vec<String> = std::iter::once(topics.status()).chain(topics.frigate_available()).chain(publisher.pictures()).collect();
     publisher.clear(&told, &always);
-    let notes = config.state_dir.as_deref().map(|folder| earlier::start(folder, publisher.0.desk.clone(), always)).transpose()?;
+    let notes = state.map(|claim| earlier::start(claim.clone(), publisher.0.desk.clone(), always)).transpose()?;
     warn_of_clear_text(&config);
     let available = publisher.0.topics.frigate_available();
     let presence = available.map(|topic| presence::start(&config, "frigate", topic, patience, metrics)).transpose()?;
-    let keeper = match config.state_dir.clone().filter(|_| config.durable != Durable::None) {
-        Some(folder) => {
+    let keeper = match claim.clone().filter(|_| config.durable != Durable::None) {
+        Some(claim) => {
             let lanes = publisher.0.lanes.clone();
             let most = config.max_packet;
             let fits = move |topic: &str, payload: usize| topic.len() + payload + PACKET_OVERHEAD <= most && rumqttc::valid_topic(topic);
             Some(keeper::start(keeper::Parts {
-                folder,
+                claim,
                 bounds: BOUNDS,
                 retry: patience.disk,
                 fits: Box::new(fits),
@@ -208,7 +232,7 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         stats: Box::new(figures(publisher.clone())),
     };
     let thread = serve("mqtt", parts)?;
-    Ok(Mqtt { publisher, thread: Some(thread), presence, keeper, notes })
+    Ok(Mqtt { publisher, thread: Some(thread), presence, keeper, notes, _claim: claim })
 }
 
 /// A link in a thread of this name.
@@ -247,6 +271,14 @@ pub fn check_tls(config: &TlsConfig) -> Result<(), TlsFault> {
 fn warn_of_clear_text(config: &MqttConfig) {
     if wire::sends_secrets_in_clear(config) {
         tracing::warn!("mqtt.tls is off: user name and password go to broker {}:{} in clear text", config.host, config.port);
+fn warn_of_another(claim: &Claim) {
+    tracing::warn!(
+        "mqtt.state_dir {} is in use by another process: what it keeps there is left alone, messages wait in memory only until it \
+         ends, commands and retained topics are not written down before the next start; must be a state_dir of its own",
+        claim.folder().display()
+    );
+}
+
     }
 }
 

@@ -1,10 +1,10 @@
 //! The thread that keeps records on disk: saves what is new, deletes what is acknowledged, reads back what was spilled. It
 //! alone waits for the disk; a disk that fails leaves the records in memory, and is tried again.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::base::claim::Claim;
 use crate::base::clock::Utc;
 use crate::base::error::{Error, Result};
 use crate::base::thread::{self, Thread};
@@ -33,8 +33,8 @@ pub type Lanes = Arc<dyn Fn(&str) -> Arc<Lane> + Send + Sync>;
 
 /// What a keeper is made from.
 pub struct Parts {
-    /// Where the store is.
-    pub folder: PathBuf,
+    /// Where the store is, once no other process has it.
+    pub claim: Arc<Claim>,
     /// How much it may hold, by class.
     pub bounds: [Bounds; 2],
     /// Between two tries at a disk that failed, or that could not be used at the start.
@@ -70,7 +70,10 @@ pub fn start(parts: Parts) -> Result<Thread> {
     };
     if let Err(error) = keeper.open() {
         keeper.told = true;
-        tracing::warn!("messages for the broker are kept in memory only for now: {}; set mqtt.state_dir", error.chain());
+        // Of a folder that another process has, whoever claimed it tells.
+        if keeper.parts.claim.was_free() {
+            tracing::warn!("messages for the broker are kept in memory only for now: {}; set mqtt.state_dir", error.chain());
+        }
     }
     thread::spawn("outbox", move || keeper.run())
 }
@@ -266,7 +269,8 @@ impl Keeper {
     /// than all that waits in memory.
     fn open(&mut self) -> Result<()> {
         self.next_try = Instant::now() + self.parts.retry;
-        let mut store = Store::open(&self.parts.folder)?;
+        self.parts.claim.hold()?;
+        let mut store = Store::open(self.parts.claim.folder())?;
         let (mut found, mut lost) = (0, 0);
         let mut pending = self.parts.desk.lock();
         match self.file.filter(|(id, _)| *id == store.id()) {

@@ -58,6 +58,9 @@ const MQTT_GRACE: Duration = Duration::from_millis(1500);
 /// For the last commands to be on disk.
 const CONTROL_GRACE: Duration = Duration::from_millis(500);
 
+/// From the order to stop: when all is over, whatever hangs.
+const STOP_GRACE: Duration = Duration::from_millis(9900);
+
 /// Runs until `shutdown`, or until every source has come to its end. Counts into `metrics`.
 ///
 /// # Errors
@@ -78,8 +81,8 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     tracing::info!(model = model.name(), cameras = ids.len(), "running");
     let ended = daemon.wait(shutdown);
     systemd::stopping();
-    daemon.stop(shutdown);
-    steer.finish(Instant::now() + CONTROL_GRACE);
+    let begin = daemon.stop(shutdown);
+    steer.finish((Instant::now() + CONTROL_GRACE).min(begin + STOP_GRACE));
     ended
 }
 
@@ -246,7 +249,8 @@ impl Daemon {
         self.decoders.hang().then(|| "every decoder hangs; only a new start frees them".to_owned())
     }
 
-    fn stop(self, shutdown: &Shutdown) {
+    /// Joins every stage; returns when the stop began.
+    fn stop(self, shutdown: &Shutdown) -> Instant {
         // After the natural end of all sources the last frames are still looked at, however long the model takes.
         while !shutdown.is_set() && !self.workers.iter().all(Thread::is_finished) {
             shutdown.wait(Duration::from_millis(20));
@@ -268,6 +272,7 @@ impl Daemon {
             mqtt.finish(MQTT_GRACE);
         }
         tracing::info!(seconds = begin.elapsed().as_secs_f32(), "stopped");
+        begin
     }
 }
 

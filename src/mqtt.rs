@@ -78,8 +78,11 @@ const BOUNDS: [Bounds; 2] =
 
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// For the last records to be saved.
+/// For the last records and notes to be saved, and for the second connection's goodbye meanwhile.
 const KEEP: Duration = Duration::from_millis(500);
+
+/// Beyond its time a link may take so long for its goodbye and for a name server that does not answer.
+const LINK_ENDS: Duration = Duration::from_millis(1200);
 
 /// What the client takes at least, however small `max_packet` is: room for states and descriptions of ourselves.
 const OWN_PACKET: usize = 256 * 1024;
@@ -116,11 +119,11 @@ pub struct Mqtt {
     presence: Option<Presence>,
     keeper: Option<Thread>,
     notes: Option<Notes>,
+    /// The state folder is ours until all that writes to it has ended.
+    _claim: Option<Arc<Claim>>,
 }
 
 /// Starts the link; the broker need not be there.
-    /// The state folder is ours until all that writes to it has ended.
-    _claim: Option<Arc<Claim>>,
 ///
 /// # Errors
 /// When the configuration cannot be used: topic prefix, QoS, or a CA, certificate or key file that is none.
@@ -133,9 +136,6 @@ pub fn start(config: MqttConfig, cameras: &[Watched], context: Context, metrics:
 /// # Errors
 /// As `start`.
 pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, metrics: &Metrics, patience: Patience) -> Result<Mqtt> {
-    let topics = Topics::new(&config.topic_prefix).with_frigate(config.frigate_prefix.as_deref());
-    if !rumqttc::valid_topic(&topics.status()) || config.topic_prefix.is_empty() {
-        let prefix = &config.topic_prefix;
     let claim = config.state_dir.as_deref().map(|folder| Arc::new(Claim::new(folder)));
     start_in(claim, config, cameras, context, metrics, patience)
 }
@@ -152,6 +152,9 @@ pub fn start_in(
     metrics: &Metrics,
     patience: Patience,
 ) -> Result<Mqtt> {
+    let topics = Topics::new(&config.topic_prefix).with_frigate(config.frigate_prefix.as_deref());
+    if !rumqttc::valid_topic(&topics.status()) || config.topic_prefix.is_empty() {
+        let prefix = &config.topic_prefix;
         return Err(Error::new(Kind::Config, format!("mqtt.topic_prefix {prefix:?} is no topic; must be words without + and #")));
     }
     // Records are held to max_packet before they are queued; here it would cost the connection, and states would go with it.
@@ -268,9 +271,6 @@ pub fn check_tls(config: &TlsConfig) -> Result<(), TlsFault> {
     tls::transport(config).map(drop)
 }
 
-fn warn_of_clear_text(config: &MqttConfig) {
-    if wire::sends_secrets_in_clear(config) {
-        tracing::warn!("mqtt.tls is off: user name and password go to broker {}:{} in clear text", config.host, config.port);
 fn warn_of_another(claim: &Claim) {
     tracing::warn!(
         "mqtt.state_dir {} is in use by another process: what it keeps there is left alone, messages wait in memory only until it \
@@ -279,6 +279,9 @@ fn warn_of_another(claim: &Claim) {
     );
 }
 
+fn warn_of_clear_text(config: &MqttConfig) {
+    if wire::sends_secrets_in_clear(config) {
+        tracing::warn!("mqtt.tls is off: user name and password go to broker {}:{} in clear text", config.host, config.port);
     }
 }
 
@@ -294,28 +297,32 @@ impl Mqtt {
         self.publisher.0.steering.set(steering).ok();
     }
 
-    /// Takes nothing more in, sets the counts to zero, delivers what waits, publishes `offline`, disconnects and joins. After `grace` the
-    /// connection is broken off instead, what is left is dropped and counted, and the broker publishes the last will.
+    /// Takes nothing more in, sets the counts to zero, delivers what waits, publishes `offline`, disconnects and joins. After
+    /// `grace` the connection is broken off instead, what is left is dropped and counted, and the broker publishes the last
+    /// will. Returns no later than 1.7 s after it, whatever broker and disk do.
     pub fn finish(mut self, grace: Duration) {
         let deadline = Instant::now() + grace;
         self.publisher.end(grace);
         if let Some(thread) = self.thread.take()
-            && !thread.join_until(deadline + Duration::from_millis(1500))
+            && !thread.join_until(deadline + LINK_ENDS)
         {
             tracing::error!("the MQTT thread did not end in time and was left behind");
         }
+        // What is left shares one wait, and each of them begins with it.
+        let last = Instant::now() + KEEP;
+        self.publisher.0.desk.end();
+        self.notes.iter().for_each(Notes::end);
         // After the zeros, which the other connection tells.
         if let Some(presence) = self.presence.take() {
-            presence.finish(deadline);
+            presence.finish(deadline, deadline.max(last));
         }
-        self.publisher.0.desk.end();
         if let Some(keeper) = self.keeper.take()
-            && !keeper.join_until(Instant::now() + KEEP)
+            && !keeper.join_until(last)
         {
             tracing::error!("the disk did not take the last messages in time");
         }
         if let Some(notes) = self.notes.take() {
-            notes.finish(Instant::now() + KEEP);
+            notes.finish(last);
         }
     }
 }

@@ -161,7 +161,8 @@ impl Notes {
         }
     }
 
-    fn end(&self) {
+    /// Has what changed last written down; does not wait for it.
+    pub fn end(&self) {
         *sync::lock(&self.stop.0) = true;
         self.stop.1.notify_all();
     }
@@ -181,11 +182,11 @@ mod tests {
     use crate::mqtt::outbox::Limits;
     use crate::mqtt::pending::{Item, Pending};
 
-    fn topics(told: &Told) -> Vec<String> {
     fn claim(folder: &Path) -> Arc<Claim> {
         Arc::new(Claim::new(folder))
     }
 
+    fn topics(told: &Told) -> Vec<String> {
         told.topics().map(|(_, topic)| topic.clone()).collect()
     }
 

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use crate::annotate::Annotator;
+use crate::base::claim::Claim;
 use crate::base::clock::Utc;
 use crate::base::error::{Error, Kind, Result};
 use crate::base::mailbox::{Put, Putter, mailbox};
@@ -31,7 +32,7 @@ use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig, Record, Rts
 use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
 use crate::gate::Gate;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
-use crate::mqtt::{self, Mqtt, Publisher};
+use crate::mqtt::{self, Mqtt, Patience, Publisher};
 use crate::sink::record::{Recorded, Recorder, Tape};
 use crate::sink::snapshot::SnapshotSink;
 use crate::sink::video::{CustomSink, FileSink, Live, RtspSink};
@@ -66,6 +67,9 @@ const SLOW_ANSWERS: Duration = Duration::from_secs(10);
 /// So much is held in memory ahead of a clip's begin, at most.
 const MOST_LAG: Duration = Duration::from_secs(120);
 
+/// From the order to stop: when all is over, whatever hangs.
+const STOP_GRACE: Duration = Duration::from_millis(9900);
+
 /// Runs until `shutdown`, or until every source has come to its end. Counts into `metrics`.
 ///
 /// # Errors
@@ -78,17 +82,18 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     let sinks = open_sinks(&config.output, &ids, live.clone(), metrics)?;
     let recorder = open_recorder(&config, metrics)?;
     let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
-    let state = config.mqtt.as_ref().filter(|mqtt| mqtt.control).and_then(|mqtt| mqtt.state_dir.as_deref());
-    let steer = Arc::new(Steer::new(&config.cameras, state)?);
-    let mqtt = start_mqtt(&config, &steer, &model, metrics)?;
+    let state = config.mqtt.as_ref().and_then(|mqtt| mqtt.state_dir.as_deref()).map(|folder| Arc::new(Claim::new(folder)));
+    let control = config.mqtt.as_ref().is_some_and(|mqtt| mqtt.control);
+    let steer = Arc::new(Steer::new(&config.cameras, state.as_ref().filter(|_| control))?);
+    let mqtt = start_mqtt(&config, state, &steer, &model, metrics)?;
     let daemon = Daemon::start(config, (sinks, live, recorder), &model, mqtt, &steer, shutdown, metrics)?;
     systemd::ready();
     systemd::status(&format!("watching {} cameras with {}", ids.len(), model.name()));
     tracing::info!(model = model.name(), cameras = ids.len(), "running");
     let ended = daemon.wait(shutdown);
     systemd::stopping();
-    daemon.stop(shutdown);
-    steer.finish(Instant::now() + CONTROL_GRACE);
+    let begin = daemon.stop(shutdown);
+    steer.finish((Instant::now() + CONTROL_GRACE).min(begin + STOP_GRACE));
     ended
 }
 
@@ -167,10 +172,16 @@ fn read_model(config: &ModelConfig, shutdown: &Shutdown) -> Result<PaliGemma> {
     Ok(model)
 }
 
-fn start_mqtt(config: &Config, steer: &Arc<Steer>, model: &PaliGemma, metrics: &Metrics) -> Result<Option<Mqtt>> {
+fn start_mqtt(
+    config: &Config,
+    state: Option<Arc<Claim>>,
+    steer: &Arc<Steer>,
+    model: &PaliGemma,
+    metrics: &Metrics,
+) -> Result<Option<Mqtt>> {
     let Some(mqtt) = config.mqtt.clone() else { return Ok(None) };
     let context = mqtt::Context { model: model.name().to_owned(), run: uuid::Uuid::new_v4() };
-    let mqtt = mqtt::start(mqtt, &steer.watched(), context, metrics)?;
+    let mqtt = mqtt::start_in(state, mqtt, &steer.watched(), context, metrics, Patience::default())?;
     mqtt.steer(steer.clone());
     Ok(Some(mqtt))
 }
@@ -275,7 +286,8 @@ impl Daemon {
         self.decoders.hang().then(|| "every decoder hangs; only a new start frees them".to_owned())
     }
 
-    fn stop(self, shutdown: &Shutdown) {
+    /// Joins every stage; returns when the stop began.
+    fn stop(self, shutdown: &Shutdown) -> Instant {
         // After the natural end of all sources the last frames are still looked at, however long the model takes.
         while !shutdown.is_set() && !self.workers.iter().all(Thread::is_finished) {
             shutdown.wait(Duration::from_millis(20));
@@ -297,6 +309,7 @@ impl Daemon {
             mqtt.finish(MQTT_GRACE);
         }
         tracing::info!(seconds = begin.elapsed().as_secs_f32(), "stopped");
+        begin
     }
 }
 

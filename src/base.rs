@@ -1,6 +1,7 @@
 //! Floor 0: what every stage stands on and nothing of the domain.
 
 pub mod backoff;
+pub mod claim;
 pub mod clock;
 pub mod error;
 pub mod hash;

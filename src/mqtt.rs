@@ -44,6 +44,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::base::claim::Claim;
 use crate::base::clock::Utc;
 use crate::base::error::{Context as _, Error, Kind, Result};
 use crate::base::metrics::Metrics;
@@ -78,8 +79,11 @@ const BOUNDS: [Bounds; 2] =
 
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// For the last records to be saved.
+/// For the last records and notes to be saved, and for the second connection's goodbye meanwhile.
 const KEEP: Duration = Duration::from_millis(500);
+
+/// Beyond its time a link may take so long for its goodbye and for a name server that does not answer.
+const LINK_ENDS: Duration = Duration::from_millis(1200);
 
 /// What the client takes at least, however small `max_packet` is: room for states and descriptions of ourselves.
 const OWN_PACKET: usize = 256 * 1024;
@@ -116,6 +120,8 @@ pub struct Mqtt {
     presence: Option<Presence>,
     keeper: Option<Thread>,
     notes: Option<Notes>,
+    /// The state folder is ours until all that writes to it has ended.
+    _claim: Option<Arc<Claim>>,
 }
 
 /// Starts the link; the broker need not be there.
@@ -131,6 +137,22 @@ pub fn start(config: MqttConfig, cameras: &[Watched], context: Context, metrics:
 /// # Errors
 /// As `start`.
 pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, metrics: &Metrics, patience: Patience) -> Result<Mqtt> {
+    let claim = config.state_dir.as_deref().map(|folder| Arc::new(Claim::new(folder)));
+    start_in(claim, config, cameras, context, metrics, patience)
+}
+
+/// As `start_with`, in a state folder that others of this process write to as well; `None`: in none.
+///
+/// # Errors
+/// As `start`.
+pub fn start_in(
+    claim: Option<Arc<Claim>>,
+    config: MqttConfig,
+    cameras: &[Watched],
+    context: Context,
+    metrics: &Metrics,
+    patience: Patience,
+) -> Result<Mqtt> {
     let topics = Topics::new(&config.topic_prefix).with_frigate(config.frigate_prefix.as_deref());
     if !rumqttc::valid_topic(&topics.status()) || config.topic_prefix.is_empty() {
         let prefix = &config.topic_prefix;
@@ -160,7 +182,12 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         desk,
         health,
     }));
-    let told = config.state_dir.as_deref().map(Told::read).unwrap_or_default();
+    // What another process wrote down is on the broker for good reason: it is still told.
+    let state = claim.as_ref().filter(|claim| claim.was_free());
+    if let Some(claim) = claim.as_ref().filter(|claim| !claim.was_free()) {
+        warn_of_another(claim);
+    }
+    let told = state.map(|claim| Told::read(claim.folder())).unwrap_or_default();
     for camera in cameras {
         publisher.lane(&camera.id);
         publisher.earlier(&camera.id, &told);
@@ -171,17 +198,17 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
     let topics = &publisher.0.topics;
     let always: Vec<String> = std::iter::once(topics.status()).chain(topics.frigate_available()).chain(publisher.pictures()).collect();
     publisher.clear(&told, &always);
-    let notes = config.state_dir.as_deref().map(|folder| earlier::start(folder, publisher.0.desk.clone(), always)).transpose()?;
+    let notes = state.map(|claim| earlier::start(claim.clone(), publisher.0.desk.clone(), always)).transpose()?;
     warn_of_clear_text(&config);
     let available = publisher.0.topics.frigate_available();
     let presence = available.map(|topic| presence::start(&config, "frigate", topic, patience, metrics)).transpose()?;
-    let keeper = match config.state_dir.clone().filter(|_| config.durable != Durable::None) {
-        Some(folder) => {
+    let keeper = match claim.clone().filter(|_| config.durable != Durable::None) {
+        Some(claim) => {
             let lanes = publisher.0.lanes.clone();
             let most = config.max_packet;
             let fits = move |topic: &str, payload: usize| topic.len() + payload + PACKET_OVERHEAD <= most && rumqttc::valid_topic(topic);
             Some(keeper::start(keeper::Parts {
-                folder,
+                claim,
                 bounds: BOUNDS,
                 retry: patience.disk,
                 fits: Box::new(fits),
@@ -210,7 +237,7 @@ pub fn start_with(config: MqttConfig, cameras: &[Watched], context: Context, met
         stats: Box::new(figures(publisher.clone())),
     };
     let thread = serve("mqtt", parts)?;
-    Ok(Mqtt { publisher, thread: Some(thread), presence, keeper, notes })
+    Ok(Mqtt { publisher, thread: Some(thread), presence, keeper, notes, _claim: claim })
 }
 
 /// A link in a thread of this name.
@@ -246,6 +273,14 @@ pub fn check_tls(config: &TlsConfig) -> Result<(), TlsFault> {
     tls::transport(config).map(drop)
 }
 
+fn warn_of_another(claim: &Claim) {
+    tracing::warn!(
+        "mqtt.state_dir {} is in use by another process: what it keeps there is left alone, messages wait in memory only until it \
+         ends, commands and retained topics are not written down before the next start; must be a state_dir of its own",
+        claim.folder().display()
+    );
+}
+
 fn warn_of_clear_text(config: &MqttConfig) {
     if wire::sends_secrets_in_clear(config) {
         tracing::warn!("mqtt.tls is off: user name and password go to broker {}:{} in clear text", config.host, config.port);
@@ -264,28 +299,32 @@ impl Mqtt {
         self.publisher.0.steering.set(steering).ok();
     }
 
-    /// Takes nothing more in, sets the counts to zero, delivers what waits, publishes `offline`, disconnects and joins. After `grace` the
-    /// connection is broken off instead, what is left is dropped and counted, and the broker publishes the last will.
+    /// Takes nothing more in, sets the counts to zero, delivers what waits, publishes `offline`, disconnects and joins. After
+    /// `grace` the connection is broken off instead, what is left is dropped and counted, and the broker publishes the last
+    /// will. Returns no later than 1.7 s after it, whatever broker and disk do.
     pub fn finish(mut self, grace: Duration) {
         let deadline = Instant::now() + grace;
         self.publisher.end(grace);
         if let Some(thread) = self.thread.take()
-            && !thread.join_until(deadline + Duration::from_millis(1500))
+            && !thread.join_until(deadline + LINK_ENDS)
         {
             tracing::error!("the MQTT thread did not end in time and was left behind");
         }
+        // What is left shares one wait, and each of them begins with it.
+        let last = Instant::now() + KEEP;
+        self.publisher.0.desk.end();
+        self.notes.iter().for_each(Notes::end);
         // After the zeros, which the other connection tells.
         if let Some(presence) = self.presence.take() {
-            presence.finish(deadline);
+            presence.finish(deadline, deadline.max(last));
         }
-        self.publisher.0.desk.end();
         if let Some(keeper) = self.keeper.take()
-            && !keeper.join_until(Instant::now() + KEEP)
+            && !keeper.join_until(last)
         {
             tracing::error!("the disk did not take the last messages in time");
         }
         if let Some(notes) = self.notes.take() {
-            notes.finish(Instant::now() + KEEP);
+            notes.finish(last);
         }
     }
 }

@@ -1,18 +1,19 @@
 //! What changes while the daemon runs: each camera's prompt, and whether it is looked at. What commands change is kept in
 //! the state folder, so that a restart forgets nothing; a prompt that is edited in the configuration wins over an older
-//! command.
+//! command, for good: one that an edit overruled is forgotten, and so is one of a camera that is gone.
 //!
 //! A command is in force at once. The thread `control` writes it down: whoever heard it waits for no disk.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::claim::Claim;
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::base::sync;
 use crate::base::thread::{self, Thread};
@@ -91,18 +92,25 @@ struct Order {
 }
 
 impl Steer {
-    /// For these cameras; with `state` a folder in which earlier commands are found and later ones kept.
+    /// For these cameras; with `state` a folder in which earlier commands are found and later ones kept, unless another
+    /// process had it.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub fn new(cameras: &[CameraConfig], state: Option<&Path>) -> Result<Self> {
-        let file = state.map(|folder| folder.join(FILE));
-        let orders = file.as_deref().map(read).unwrap_or_default();
+    pub fn new(cameras: &[CameraConfig], state: Option<&Arc<Claim>>) -> Result<Self> {
+        let state = state.filter(|claim| claim.was_free());
+        let mut orders = state.map(|claim| read(&claim.folder().join(FILE))).unwrap_or_default();
+        let found = orders.len();
+        // Else an edit that is taken back would bring an old command back.
+        orders.retain(|id, order| {
+            let holds = |camera: &CameraConfig| camera.id.as_str() == id && camera.prompt.text() == order.configured;
+            cameras.iter().any(holds)
+        });
         let cameras: BTreeMap<CameraId, Camera> = cameras
             .iter()
             .map(|camera| {
                 let asked = Asked::of(camera);
-                let order = orders.get(camera.id.as_str()).filter(|order| order.configured == camera.prompt.text());
+                let order = orders.get(camera.id.as_str());
                 if let Some(prompt) = order.and_then(|order| Prompt::new(order.prompt.as_deref()?).ok()) {
                     tracing::info!(camera = %camera.id, "asked {:?}, as a command has it", prompt.text());
                     *sync::lock(&asked.prompt) = Arc::new(prompt);
@@ -113,7 +121,11 @@ impl Steer {
                 (camera.id.clone(), Camera { configured: camera.prompt.clone(), enabled: camera.enabled, asked })
             })
             .collect();
-        Ok(Self { cameras, orders: Mutex::new(orders), keeper: file.map(Keeper::start).transpose()? })
+        let keeper = state.cloned().map(Keeper::start).transpose()?;
+        if let Some(keeper) = keeper.as_ref().filter(|_| orders.len() < found) {
+            keeper.put(to_bytes(&orders)?);
+        }
+        Ok(Self { cameras, orders: Mutex::new(orders), keeper })
     }
 
     /// Writes down what is not on disk yet, and ends; no later than `deadline`, which is told if it is missed.
@@ -135,15 +147,13 @@ impl Steer {
         let Some(keeper) = &self.keeper else { return Ok(()) };
         let mut orders = sync::lock(&self.orders);
         let order = orders.entry(camera.as_str().to_owned()).or_default();
-        if order.configured != configured.text() {
-            *order = Order { configured: configured.text().to_owned(), ..Order::default() };
-        }
+        order.configured = configured.text().to_owned();
         match command {
             Command::Prompt(prompt) => order.prompt = Some(prompt.text().to_owned()),
             Command::Detect(detect) => order.detect = Some(*detect),
         }
         // Still under the lock, so that the newest is the last.
-        keeper.put(serde_json::to_vec_pretty(&*orders).context(Kind::Internal, || "the commands have no JSON")?);
+        keeper.put(to_bytes(&orders)?);
         Ok(())
     }
 }
@@ -185,6 +195,10 @@ fn read(file: &Path) -> BTreeMap<String, Order> {
     }
 }
 
+fn to_bytes(orders: &BTreeMap<String, Order>) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(orders).context(Kind::Internal, || "the commands have no JSON")
+}
+
 /// Writes the newest commands to their file, in a thread of its own.
 struct Keeper {
     slot: Arc<Slot>,
@@ -207,10 +221,10 @@ struct Waiting {
 }
 
 impl Keeper {
-    fn start(file: PathBuf) -> Result<Self> {
+    fn start(claim: Arc<Claim>) -> Result<Self> {
         let slot = Arc::new(Slot::default());
         let shared = slot.clone();
-        let thread = thread::spawn("control", move || shared.serve(&file))?;
+        let thread = thread::spawn("control", move || shared.serve(&claim))?;
         Ok(Self { slot, thread: Mutex::new(Some(thread)) })
     }
 
@@ -232,10 +246,11 @@ impl Keeper {
 }
 
 impl Slot {
-    fn serve(&self, file: &Path) {
+    fn serve(&self, claim: &Claim) {
+        let file = claim.folder().join(FILE);
         let mut told = false;
         while let Some((bytes, puts)) = self.take() {
-            match whole::write(file, &bytes) {
+            match claim.hold().and_then(|()| whole::write(&file, &bytes)) {
                 Ok(()) => told = false,
                 Err(error) => {
                     // In force all the same, until the next start.
@@ -295,7 +310,7 @@ mod tests {
     #[test]
     fn commands_outlive_a_restart_but_not_an_edit() {
         let folder = tempfile::tempdir().unwrap();
-        let state = folder.path().join("state");
+        let state = claim(&folder.path().join("state"));
         let (gate, yard) = (camera("gate", "detect cat"), CameraConfig { enabled: false, ..camera("yard", "detect dog") });
         let steer = Steer::new(&[gate.clone(), yard.clone()], Some(&state)).unwrap();
         let prompt = Prompt::new("detect bus").unwrap();
@@ -311,11 +326,45 @@ mod tests {
         let kept = |camera: &CameraConfig| Steer::new(std::slice::from_ref(camera), Some(&state)).unwrap().asked(camera);
         let again = kept(&gate);
         assert!(*again.prompt() == prompt && !again.detects());
+        let written = fs::read(state.folder().join(FILE)).unwrap();
         let edited = camera("gate", "detect horse");
         let anew = kept(&edited);
         assert!(anew.prompt().text() == "detect horse" && anew.detects());
-        fs::write(state.join(FILE), "{").unwrap();
+        let as_before = kept(&gate);
+        assert!(as_before.prompt().text() == "detect cat" && as_before.detects(), "the edit was taken back, the command stays gone");
+
+        fs::write(state.folder().join(FILE), written).unwrap();
+        assert_eq!(kept(&yard).prompt().text(), "detect dog");
+        assert_eq!(on_disk(state.folder()), "{}", "of a camera that is gone");
+        fs::write(state.folder().join(FILE), "{").unwrap();
         assert_eq!(kept(&gate).prompt().text(), "detect cat");
+    }
+
+    #[test]
+    fn in_the_folder_of_another_process_commands_are_neither_found_nor_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let gate = camera("gate", "detect cat");
+        let first = claim(folder.path());
+        let order = |state: &Arc<Claim>, prompt: &str| {
+            let steer = Steer::new(std::slice::from_ref(&gate), Some(state)).unwrap();
+            let before = steer.asked(&gate).prompt().text().to_owned();
+            steer.steer(&gate.id, &Command::Prompt(Prompt::new(prompt).unwrap())).unwrap();
+            assert_eq!(steer.asked(&gate).prompt().text(), prompt, "in force all the same");
+            steer.finish(soon());
+            before
+        };
+        assert_eq!(order(&first, "detect bus"), "detect cat");
+        let second = claim(folder.path());
+        assert_eq!(order(&second, "detect dog"), "detect cat");
+        drop(first);
+        assert!(second.hold().is_ok());
+        assert_eq!(order(&second, "detect horse"), "detect cat");
+        drop(second);
+        assert_eq!(order(&claim(folder.path()), "detect car"), "detect bus");
+    }
+
+    fn claim(folder: &Path) -> Arc<Claim> {
+        Arc::new(Claim::new(folder))
     }
 
     fn soon() -> Instant {
@@ -332,7 +381,7 @@ mod tests {
         let state = folder.path().join("state");
         fs::write(&state, "in the way").unwrap();
         let gate = camera("gate", "detect cat");
-        let steer = Steer::new(std::slice::from_ref(&gate), Some(&state)).unwrap();
+        let steer = Steer::new(std::slice::from_ref(&gate), Some(&claim(&state))).unwrap();
         let order = |prompt: &str| steer.steer(&gate.id, &Command::Prompt(Prompt::new(prompt).unwrap())).unwrap();
         assert_eq!((order("detect bus").prompt.text(), steer.asked(&gate).prompt().text()), ("detect bus", "detect bus"));
         std::thread::sleep(Duration::from_millis(50));
@@ -362,7 +411,7 @@ mod tests {
         let pipe = folder.path().join("control.new");
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         let gate = camera("gate", "detect cat");
-        let steer = Steer::new(std::slice::from_ref(&gate), Some(folder.path())).unwrap();
+        let steer = Steer::new(std::slice::from_ref(&gate), Some(&claim(folder.path()))).unwrap();
         let begin = Instant::now();
         for detect in [true, false] {
             steer.steer(&gate.id, &Command::Detect(detect)).unwrap();

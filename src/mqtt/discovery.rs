@@ -65,6 +65,20 @@ struct AvailabilityWire {
     payload_not_available: &'static str,
 }
 
+/// Besides the daemon, the camera must be there: what it shows is told by the state of its status.
+#[derive(Serialize)]
+struct SeenWire {
+    topic: String,
+    value_template: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Availability {
+    Daemon(AvailabilityWire),
+    Camera(SeenWire),
+}
+
 /// An entity. With nothing but `p` it makes Home Assistant remove the entity of that key.
 #[derive(Default, Serialize)]
 struct Component {
@@ -97,6 +111,10 @@ struct Component {
     content_type: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    availability: Option<[Availability; 2]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    availability_mode: Option<&'static str>,
 }
 
 /// Where the device of a camera is told: `<prefix>/device/<node>_<camera>/config`.
@@ -129,32 +147,47 @@ pub fn config(device: &Device<'_>) -> Vec<u8> {
             sw_version: version,
         },
         o: OriginWire { name: "palisade", sw_version: version },
-        availability: [AvailabilityWire { topic: device.topics.status(), payload_available: ONLINE, payload_not_available: OFFLINE }],
+        availability: [daemon(device.topics)],
         cmps,
         qos: 1,
     };
     serde_json::to_vec(&wire).unwrap_or_default()
 }
 
+fn daemon(topics: &Topics) -> AvailabilityWire {
+    AvailabilityWire { topic: topics.status(), payload_available: ONLINE, payload_not_available: OFFLINE }
+}
+
 impl Device<'_> {
+    /// What a camera that sends nothing does not show is unknown, not absent.
+    fn seen(&self) -> Component {
+        let camera = SeenWire {
+            topic: self.topics.camera_status(self.camera),
+            value_template: "{{ 'online' if value_json.state == 'running' else 'offline' }}",
+        };
+        Component {
+            availability: Some([Availability::Daemon(daemon(self.topics)), Availability::Camera(camera)]),
+            availability_mode: Some("all"),
+            ..Component::default()
+        }
+    }
+
     /// Every entity with its key.
     fn entities(&self) -> Vec<(String, Component)> {
         let mut entities =
             vec![("status".to_owned(), self.status()), ("prompt".to_owned(), self.prompt()), ("detecting".to_owned(), self.detecting())];
-        if self.control {
-            entities.extend([("ask".to_owned(), self.ask()), ("detect".to_owned(), self.detect())]);
-        }
+        // What is switched off may be there from an earlier run, and goes only where it is named.
+        let [ask, detect] = if self.control { [self.ask(), self.detect()] } else { [bare("text"), bare("switch")] };
+        entities.extend([("ask".to_owned(), ask), ("detect".to_owned(), detect)]);
         for label in self.labels {
             entities.push((occupancy_key(&label.slug), self.occupancy(label)));
             entities.push((count_key(&label.slug), self.count(label)));
-            if self.snapshots {
-                entities.push((snapshot_key(&label.slug), self.snapshot(label)));
-            }
+            entities.push((snapshot_key(&label.slug), if self.snapshots { self.snapshot(label) } else { bare("image") }));
         }
         for slug in self.gone {
-            entities.push((occupancy_key(slug), Component { p: "binary_sensor", ..Component::default() }));
-            entities.push((count_key(slug), Component { p: "sensor", ..Component::default() }));
-            entities.push((snapshot_key(slug), Component { p: "image", ..Component::default() }));
+            entities.push((occupancy_key(slug), bare("binary_sensor")));
+            entities.push((count_key(slug), bare("sensor")));
+            entities.push((snapshot_key(slug), bare("image")));
         }
         entities
     }
@@ -227,7 +260,7 @@ impl Device<'_> {
             state_topic: Some(self.topics.count(self.camera, &label.slug)),
             value_template: Some("{{ 'ON' if value | int(0) > 0 else 'OFF' }}"),
             device_class: Some("occupancy"),
-            ..Component::default()
+            ..self.seen()
         }
     }
 
@@ -248,9 +281,14 @@ impl Device<'_> {
             state_topic: Some(self.topics.count(self.camera, &label.slug)),
             state_class: Some("measurement"),
             icon: Some("mdi:counter"),
-            ..Component::default()
+            ..self.seen()
         }
     }
+}
+
+/// What makes Home Assistant remove an entity of this platform.
+fn bare(platform: &'static str) -> Component {
+    Component { p: platform, ..Component::default() }
 }
 
 fn snapshot_key(slug: &str) -> String {
@@ -288,7 +326,12 @@ mod tests {
         let expected = json!({
             "p": "binary_sensor", "unique_id": "site_north_street_occupancy_traffic_light", "name": "traffic light",
             "state_topic": "site/north/street/count/traffic_light", "value_template": "{{ 'ON' if value | int(0) > 0 else 'OFF' }}",
-            "device_class": "occupancy"
+            "device_class": "occupancy", "availability_mode": "all",
+            "availability": [
+                {"topic": "site/north/status", "payload_available": "online", "payload_not_available": "offline"},
+                {"topic": "site/north/street/status",
+                 "value_template": "{{ 'online' if value_json.state == 'running' else 'offline' }}"}
+            ]
         });
         assert_eq!(value["cmps"]["occupancy_traffic_light"], expected);
         assert_eq!(value["cmps"]["count_traffic_light"]["state_class"], json!("measurement"));
@@ -301,7 +344,9 @@ mod tests {
             "image_topic": "site/north/street/snapshot/traffic_light", "content_type": "image/jpeg"
         });
         assert_eq!(value["cmps"]["snapshot_traffic_light"], expected);
-        assert!(value["cmps"].get("ask").is_none() && value["cmps"].get("detect").is_none());
+        assert_eq!((&value["cmps"]["ask"], &value["cmps"]["detect"]), (&json!({"p": "text"}), &json!({"p": "switch"})), "switched off");
+        let value: Value = serde_json::from_slice(&config(&Device { snapshots: false, ..device })).unwrap();
+        assert_eq!(value["cmps"]["snapshot_traffic_light"], json!({"p": "image"}), "switched off");
         let value: Value = serde_json::from_slice(&config(&Device { control: true, ..device })).unwrap();
         let [ask, detect] = ["ask", "detect"].map(|key| &value["cmps"][key]);
         assert_eq!((&ask["p"], &ask["command_topic"], &ask["max"]), (&json!("text"), &json!("site/north/street/prompt/set"), &json!(255)));

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::claim::Claim;
 use crate::base::error::{Context, Kind, Result};
 use crate::base::sync;
 use crate::base::thread::{self, Thread};
@@ -94,9 +95,9 @@ pub struct Notes {
 ///
 /// # Errors
 /// When there is no thread to be had.
-pub fn start(folder: &Path, desk: Arc<Desk>, always: Vec<String>) -> Result<Notes> {
+pub fn start(claim: Arc<Claim>, desk: Arc<Desk>, always: Vec<String>) -> Result<Notes> {
     let stop: Arc<(Mutex<bool>, Condvar)> = Arc::default();
-    let mut writer = Writer { file: folder.join(FILE), desk, always, written: None, next_try: Instant::now(), failed: false };
+    let mut writer = Writer { claim, desk, always, written: None, next_try: Instant::now(), failed: false };
     writer.step();
     let flag = stop.clone();
     let body = move || {
@@ -121,7 +122,7 @@ fn stopped(stop: &(Mutex<bool>, Condvar)) -> bool {
 }
 
 struct Writer {
-    file: PathBuf,
+    claim: Arc<Claim>,
     desk: Arc<Desk>,
     always: Vec<String>,
     /// The state of the desk that is in the file.
@@ -137,7 +138,7 @@ impl Writer {
             return;
         }
         // What comes in between is written the next time.
-        match Told::of(&self.desk, &self.always).write(&self.file) {
+        match self.claim.hold().and_then(|()| Told::of(&self.desk, &self.always).write(&self.claim.folder().join(FILE))) {
             Ok(()) => (self.written, self.failed) = (Some(changes), false),
             Err(error) => {
                 self.next_try = Instant::now() + RETRY;
@@ -160,7 +161,8 @@ impl Notes {
         }
     }
 
-    fn end(&self) {
+    /// Has what changed last written down; does not wait for it.
+    pub fn end(&self) {
         *sync::lock(&self.stop.0) = true;
         self.stop.1.notify_all();
     }
@@ -180,6 +182,10 @@ mod tests {
     use crate::mqtt::outbox::Limits;
     use crate::mqtt::pending::{Item, Pending};
 
+    fn claim(folder: &Path) -> Arc<Claim> {
+        Arc::new(Claim::new(folder))
+    }
+
     fn topics(told: &Told) -> Vec<String> {
         told.topics().map(|(_, topic)| topic.clone()).collect()
     }
@@ -192,14 +198,14 @@ mod tests {
         let desk = Arc::new(Desk::new(Pending::new("P/status".to_owned(), [Limits { records: 9, bytes: 99 }; 2], 1000)));
         desk.lock().retain(Stage::State, "P/a/status".to_owned(), vec![1]);
         desk.lock().retain(Stage::Discovery, "h/a".to_owned(), vec![1]);
-        let notes = start(&state, desk.clone(), vec!["P/status".to_owned()]).unwrap();
+        let notes = start(claim(&state), desk.clone(), vec!["P/status".to_owned()]).unwrap();
         assert_eq!(topics(&Told::read(&state)), ["h/a", "P/a/status", "P/status"], "before anything is published");
         desk.lock().retain(Stage::State, "P/a/status".to_owned(), Vec::new());
         desk.lock().retain(Stage::State, "P/b/status".to_owned(), vec![1]);
         notes.finish(Instant::now() + Duration::from_secs(30));
         let all = ["h/a", "P/a/status", "P/b/status", "P/status"];
         assert_eq!(topics(&Told::read(&state)), all, "it is not cleared before the broker says so");
-        let notes = start(&state, desk.clone(), vec![]).unwrap();
+        let notes = start(claim(&state), desk.clone(), vec![]).unwrap();
         let mut pending = desk.lock();
         while let Some(message) = pending.next(true, true) {
             if matches!(message.item, Item::Retained(_)) {
@@ -232,6 +238,6 @@ mod tests {
         std::fs::write(&file, "").unwrap();
         let desk = Arc::new(Desk::new(Pending::new("P/status".to_owned(), [Limits { records: 9, bytes: 99 }; 2], 1000)));
         assert_eq!(Told::read(&file), Told::default());
-        start(&file, desk, vec![]).unwrap().finish(Instant::now() + Duration::from_secs(30));
+        start(claim(&file), desk, vec![]).unwrap().finish(Instant::now() + Duration::from_secs(30));
     }
 }

@@ -1,10 +1,10 @@
 //! The thread that keeps records on disk: saves what is new, deletes what is acknowledged, reads back what was spilled. It
 //! alone waits for the disk; a disk that fails leaves the records in memory, and is tried again.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::base::claim::Claim;
 use crate::base::clock::Utc;
 use crate::base::error::{Error, Result};
 use crate::base::thread::{self, Thread};
@@ -33,8 +33,8 @@ pub type Lanes = Arc<dyn Fn(&str) -> Arc<Lane> + Send + Sync>;
 
 /// What a keeper is made from.
 pub struct Parts {
-    /// Where the store is.
-    pub folder: PathBuf,
+    /// Where the store is, once no other process has it.
+    pub claim: Arc<Claim>,
     /// How much it may hold, by class.
     pub bounds: [Bounds; 2],
     /// Between two tries at a disk that failed, or that could not be used at the start.
@@ -53,24 +53,13 @@ pub struct Parts {
 /// # Errors
 /// When there is no thread to be had.
 pub fn start(parts: Parts) -> Result<Thread> {
-    let now = Instant::now();
-    let mut keeper = Keeper {
-        parts,
-        store: None,
-        rests: None,
-        told: false,
-        ending: false,
-        file: None,
-        next_try: now,
-        tries: 0,
-        unread: 0,
-        looked: now,
-        begun: (now, Utc::now()),
-        clock_set: false,
-    };
+    let mut keeper = Keeper::new(parts);
     if let Err(error) = keeper.open() {
         keeper.told = true;
-        tracing::warn!("messages for the broker are kept in memory only for now: {}; set mqtt.state_dir", error.chain());
+        // Of a folder that another process has, whoever claimed it tells.
+        if keeper.parts.claim.was_free() {
+            tracing::warn!("messages for the broker are kept in memory only for now: {}; set mqtt.state_dir", error.chain());
+        }
     }
     thread::spawn("outbox", move || keeper.run())
 }
@@ -101,6 +90,24 @@ struct Keeper {
 }
 
 impl Keeper {
+    fn new(parts: Parts) -> Self {
+        let now = Instant::now();
+        Self {
+            parts,
+            store: None,
+            rests: None,
+            told: false,
+            ending: false,
+            file: None,
+            next_try: now,
+            tries: 0,
+            unread: 0,
+            looked: now,
+            begun: (now, Utc::now()),
+            clock_set: false,
+        }
+    }
+
     fn run(mut self) {
         while self.parts.desk.wait_for_work(GROUP) {
             self.step();
@@ -190,14 +197,20 @@ impl Keeper {
             }
             Err(error) => {
                 self.fail(&error, [Vec::new(), Vec::new()]);
-                // What can be opened and not read is left alone for a while, and not for ever.
-                self.close([Vec::new(), Vec::new()]);
-                self.next_try = Instant::now() + self.parts.retry;
-                self.unread += 1;
-                if self.unread == TRIES {
-                    self.forsake(&error);
-                }
+                self.unreadable(&error);
             }
+        }
+    }
+
+    /// What can be opened and not read is left alone for a while, and not for ever.
+    fn unreadable(&mut self, error: &Error) {
+        self.close([Vec::new(), Vec::new()]);
+        self.next_try = Instant::now() + self.parts.retry;
+        self.unread += 1;
+        if self.unread >= TRIES {
+            // What is spilled later is worth as many tries.
+            self.unread = 0;
+            self.forsake(error);
         }
     }
 
@@ -237,7 +250,8 @@ impl Keeper {
         };
         tracing::debug!("{}", error.chain());
         self.tries += 1;
-        if self.tries == TRIES {
+        // Also what was saved before and is spilled only now.
+        if self.tries >= TRIES {
             self.forsake(&error);
         }
         false
@@ -266,7 +280,8 @@ impl Keeper {
     /// than all that waits in memory.
     fn open(&mut self) -> Result<()> {
         self.next_try = Instant::now() + self.parts.retry;
-        let mut store = Store::open(&self.parts.folder)?;
+        self.parts.claim.hold()?;
+        let mut store = Store::open(self.parts.claim.folder())?;
         let (mut found, mut lost) = (0, 0);
         let mut pending = self.parts.desk.lock();
         match self.file.filter(|(id, _)| *id == store.id()) {
@@ -295,5 +310,83 @@ impl Keeper {
         self.file = Some((store.id(), store.shifts()));
         self.store = Some(store);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use super::*;
+    use crate::base::error::Kind;
+    use crate::base::metrics::Metrics;
+    use crate::mqtt::outbox::Limits;
+    use crate::mqtt::pending::Pending;
+
+    /// A keeper of records of one lane, four of which have room in memory.
+    fn keeper(folder: &std::path::Path) -> (Keeper, Arc<Lane>) {
+        let lane = Arc::new(Lane::new("P/a/detections".to_owned(), "a", &Metrics::new()));
+        let bounds = Bounds { records: 1000, bytes: 1 << 20, age: Duration::MAX };
+        let found = lane.clone();
+        let parts = Parts {
+            claim: Arc::new(Claim::new(folder)),
+            bounds: [bounds; 2],
+            retry: Duration::ZERO,
+            fits: Box::new(|_, _| true),
+            desk: Arc::new(Desk::new(Pending::new("P/status".to_owned(), [Limits { records: 4, bytes: 10_000 }; 2], 1000))),
+            lanes: Arc::new(move |_| found.clone()),
+        };
+        let mut keeper = Keeper::new(parts);
+        keeper.open().unwrap();
+        (keeper, lane)
+    }
+
+    fn spilled(keeper: &Keeper) -> usize {
+        keeper.parts.desk.lock().outbox().of(Class::Detections).spilled().map_or(0, |spilled| spilled.records)
+    }
+
+    fn record(keeper: &Keeper, lane: &Arc<Lane>, count: usize) {
+        for _ in 0..count {
+            keeper.parts.desk.lock().record(lane, vec![1], true);
+        }
+    }
+
+    #[test]
+    fn what_is_spilled_once_a_store_is_given_up_holds_up_nothing_either() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        let (mut keeper, lane) = keeper(&state);
+        record(&keeper, &lane, 8);
+        keeper.step();
+        assert_eq!(spilled(&keeper), 4);
+        keeper.close([Vec::new(), Vec::new()]);
+        std::fs::remove_dir_all(&state).unwrap();
+        std::fs::write(&state, "in the way").unwrap();
+        (0..TRIES - 1).for_each(|_| keeper.step());
+        assert_eq!(spilled(&keeper), 4);
+        keeper.step();
+        assert_eq!(spilled(&keeper), 0);
+        // The oldest in memory was saved before: it makes room.
+        record(&keeper, &lane, 1);
+        assert_eq!(spilled(&keeper), 1);
+        keeper.step();
+        assert_eq!(spilled(&keeper), 0);
+    }
+
+    #[test]
+    fn each_spill_that_cannot_be_read_is_given_up_after_some_tries() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut keeper, lane) = keeper(folder.path());
+        let error = Error::new(Kind::Io, "it gives nothing");
+        for _ in 0..2 {
+            record(&keeper, &lane, 8);
+            keeper.step();
+            let before = spilled(&keeper);
+            assert!(before >= 4, "{before}");
+            (0..TRIES - 1).for_each(|_| keeper.unreadable(&error));
+            assert_eq!(spilled(&keeper), before);
+            keeper.unreadable(&error);
+            assert_eq!(spilled(&keeper), 0);
+        }
     }
 }

@@ -60,12 +60,13 @@ pub fn start(config: &MqttConfig, name: &str, topic: String, patience: Patience,
 }
 
 impl Presence {
-    /// Says `offline`, disconnects and joins, until `deadline` or a moment longer; else the broker publishes the last will.
-    pub fn finish(mut self, deadline: Instant) {
+    /// Says `offline`, disconnects and joins, until `deadline` or a moment longer; else the broker publishes the last will. What
+    /// hangs `last` is left behind.
+    pub fn finish(mut self, deadline: Instant, last: Instant) {
         let grace = deadline.saturating_duration_since(Instant::now()).max(FAREWELL);
         self.desk.close(grace, Vec::new());
         if let Some(thread) = self.thread.take()
-            && !thread.join_until(Instant::now() + grace + Duration::from_millis(1500))
+            && !thread.join_until(last)
         {
             tracing::error!("the second MQTT thread did not end in time and was left behind");
         }

@@ -73,7 +73,7 @@ impl Publisher {
         let (durable, what) = (self.0.durable != Durable::None, || format!("track {}", event.track.id));
         self.record(&lane, payload::event(event), durable, what);
         if let Some(topic) = self.0.topics.frigate_events() {
-            self.record(&self.0.lanes.of(&topic), payload::frigate(event), durable, what);
+            self.record(&self.0.lanes.at(&topic, event.camera.as_str()), payload::frigate(event), durable, what);
         }
     }
 
@@ -276,11 +276,14 @@ impl Publisher {
     }
 }
 
-/// Every lane by its topic, made when it is first asked for. Clones share them.
+/// Topic and camera.
+type Key = (String, String);
+
+/// Every lane by its topic and camera, made when it is first asked for. Clones share them.
 #[derive(Clone)]
 pub(super) struct Lanes {
     metrics: Metrics,
-    known: Arc<Mutex<HashMap<String, Arc<Lane>>>>,
+    known: Arc<Mutex<HashMap<Key, Arc<Lane>>>>,
 }
 
 impl Lanes {
@@ -288,10 +291,15 @@ impl Lanes {
         Self { metrics: metrics.clone(), known: Arc::default() }
     }
 
-    /// The lane of `P/<camera>/…`; of a topic from before another prefix, too.
+    /// The lane of `P/<camera>/…`; of a topic from before another prefix, too. What comes back from the disk on Frigate's
+    /// topic of all cameras is counted under its first level, for the topic is all that is known of it.
     pub(super) fn of(&self, topic: &str) -> Arc<Lane> {
-        let camera = topic.rsplit('/').nth(1).unwrap_or_default();
+        self.at(topic, topic.rsplit('/').nth(1).unwrap_or_default())
+    }
+
+    /// The lane of a camera's records on a topic that need not name it.
+    fn at(&self, topic: &str, camera: &str) -> Arc<Lane> {
         let new = || Arc::new(Lane::new(topic.to_owned(), camera, &self.metrics));
-        sync::lock(&self.known).entry(topic.to_owned()).or_insert_with(new).clone()
+        sync::lock(&self.known).entry((topic.to_owned(), camera.to_owned())).or_insert_with(new).clone()
     }
 }

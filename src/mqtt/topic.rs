@@ -143,6 +143,11 @@ pub fn is_events(topic: &str) -> bool {
     topic.rsplit('/').next() == Some(EVENTS)
 }
 
+/// Whether commands come on a topic, or on what a filter stands for.
+pub fn is_command(filter: &str) -> bool {
+    filter.ends_with("/set")
+}
+
 /// A label as a topic level: lowercase a-z and 0-9, one `_` for all that stands between them. A label without any of
 /// them is told by eight hexadecimal digits. Two labels may come to share one: `label::labels` tells them apart.
 pub fn slug(label: &str) -> String {

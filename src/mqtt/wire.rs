@@ -205,14 +205,15 @@ impl Client {
         }
     }
 
-    /// A subscription with QoS 1.
+    /// A subscription with QoS 1. Version 5 tells of commands whether they were published as retained, also to whoever was
+    /// there already; 3.1.1 tells only those who come later.
     ///
     /// # Errors
     /// When the channel is full.
     pub fn subscribe(&self, filter: &str) -> Result<(), Full> {
         match self {
             Self::V3(client) => client.try_subscribe(filter, QoS::AtLeastOnce).map_err(|_| Full),
-            Self::V5(client) => client.try_subscribe(filter, v5::qos(QoS::AtLeastOnce)).map_err(|_| Full),
+            Self::V5(client) => client.try_subscribe_many([v5::filter(filter)]).map_err(|_| Full),
         }
     }
 

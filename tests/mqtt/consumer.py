@@ -124,6 +124,26 @@ STATUS = fields({
     "fps": number,
 })
 
+def perhaps(right):
+    return lambda value: value is None or right(value)
+
+
+CAMERA_STATS = fields(dict.fromkeys(("frames_in", "sampled", "gated", "analysed", "dropped", "reconnects"), whole) | {"fps": number})
+
+STATS = fields({
+    "schema": one_of(1),
+    "time": like(TIME),
+    "epoch": number,
+    "cameras": lambda value: CAMERA in value and all(CAMERA_STATS(camera) for camera in value.values()),
+    "inference_ms": fields(dict.fromkeys(("p50", "p90", "p99"), perhaps(number))),
+    "outbox": fields({"records": whole, "bytes": whole}),
+})
+
+COUNT_TOPIC = re.compile(re.escape(CAMERA) + r"/count/[a-z0-9_]+")
+
+# What must have come before the consumer is content.
+ALL = {"status", "stats", *(f"{CAMERA}/{what}" for what in ("status", "detections", "events", "prompt/state", "detect/state", "count/cat"))}
+
 wrong, sequence, lives, seen, done = [], [], {}, set(), threading.Event()
 
 
@@ -132,6 +152,19 @@ def check(message):
     if topic == "status":
         # The broker's last word may be from before.
         if message.payload not in (b"online", b"offline"):
+            wrong.append(f"{message.topic} says {message.payload!r}")
+    elif topic == "stats":
+        STATS(json.loads(message.payload))
+        if message.retain or message.qos != 0:
+            wrong.append(f"{message.topic} came with retain {message.retain} and QoS {message.qos}")
+    elif topic == f"{CAMERA}/prompt/state":
+        if not message.payload.decode() or len(message.payload) > 512:
+            wrong.append(f"{message.topic} says {message.payload!r}")
+    elif topic == f"{CAMERA}/detect/state":
+        if message.payload not in (b"ON", b"OFF"):
+            wrong.append(f"{message.topic} says {message.payload!r}")
+    elif COUNT_TOPIC.fullmatch(topic):
+        if not re.fullmatch(rb"0|[1-9][0-9]*", message.payload):
             wrong.append(f"{message.topic} says {message.payload!r}")
     elif topic == f"{CAMERA}/status":
         STATUS(json.loads(message.payload))
@@ -162,7 +195,7 @@ def on_message(client, userdata, message):
         check(message)
     except Exception as error:
         wrong.append(f"{message.topic}: {error}: {message.payload[:300]!r}")
-    if wrong or (len(sequence) == COUNT and seen == {"status", *(f"{CAMERA}/{what}" for what in ("status", "detections", "events"))}):
+    if wrong or (len(sequence) == COUNT and seen >= ALL):
         done.set()
 
 

@@ -2,8 +2,10 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use palisade::base::metrics::Metrics;
+use palisade::config::MqttConfig;
 use palisade::types::{EventKind, Reason};
 
 use super::event::{cat, say};
@@ -35,7 +37,8 @@ fn consumed(version: &str, seqs: &[u64]) -> (bool, String) {
         errors.read_to_string(&mut said).unwrap();
         panic!("the consumer did not subscribe; it needs paho-mqtt: apt install python3-paho-mqtt: {said}");
     }
-    let mqtt = start(broker.config("seen"), &Metrics::new());
+    let config = MqttConfig { stats_interval: Duration::from_secs(1), ..broker.config("seen") };
+    let mqtt = start(config, &Metrics::new());
     say(&mqtt.publisher(), &cat(EventKind::New, Reason::FirstSeen));
     say(&mqtt.publisher(), &cat(EventKind::End, Reason::Lost));
     seqs.iter().for_each(|seq| publish(&mqtt.publisher(), &found("street", *seq)));

@@ -154,6 +154,31 @@ fn a_folder_that_cannot_be_used_leaves_the_records_in_memory() {
 }
 
 #[test]
+fn the_folder_of_a_daemon_that_has_ended_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut broker = Broker::start();
+    let subscriber = Subscriber::durable(&broker, "palisade/street/detections");
+    let configs = ["first", "second", "third"].map(|client| kept(&broker, client, folder.path()));
+    broker.stop();
+    let [first, second, third] = configs;
+    let first = start(first, &Metrics::new());
+    publish(&first.publisher(), &looked("street", 1, "s"));
+    eventually("it is saved", || first.publisher().unsaved() == 0);
+    let second = start(second, &Metrics::new());
+    publish(&second.publisher(), &looked("street", 2, "s"));
+    std::thread::sleep(Duration::from_secs(1)); // some tries
+    assert_eq!(second.publisher().unsaved(), 1);
+    first.finish(Duration::ZERO);
+    eventually("it is saved by the next", || second.publisher().unsaved() == 0);
+    second.finish(Duration::ZERO);
+    broker.restart();
+    let third = start(third, &Metrics::new());
+    subscriber.wait_for("both", |messages| messages.len() == 2);
+    assert_eq!(first_arrivals(&subscriber.messages(), "street"), [1, 2]);
+    third.finish(LONG);
+}
+
+#[test]
 fn a_damaged_file_is_moved_aside() {
     let broker = Broker::start();
     let folder = tempfile::tempdir().unwrap();

@@ -122,6 +122,32 @@ fn what_could_not_be_cleared_is_cleared_by_a_later_run_also_after_a_kill() {
 }
 
 #[test]
+fn a_second_daemon_in_the_same_folder_leaves_what_the_first_one_told_alone() {
+    let (broker, folder) = (Broker::start(), tempfile::tempdir().unwrap());
+    let first = start_watching(config(&broker, folder.path()), &both());
+    eventually("the link is there", || first.publisher().trouble().is_none());
+    Subscriber::new(&broker, "palisade/status").wait_text("palisade/status", "online");
+    let written = std::fs::read_to_string(folder.path().join("retained.json")).unwrap();
+
+    let other = MqttConfig {
+        topic_prefix: "other".to_owned(),
+        discovery_prefix: Some("ha".to_owned()),
+        frigate_prefix: None,
+        ..MqttConfig { state_dir: Some(folder.path().to_owned()), ..broker.config("second") }
+    };
+    let second = start_watching(other, &[asked("c", "detect bus")]);
+    Subscriber::new(&broker, "other/status").wait_text("other/status", "online");
+    let topics = kept(&broker);
+    assert!(of_camera("b", &["car"]).iter().all(|topic| topics.contains(topic)), "{topics:?}");
+    second.finish(LONG);
+    assert_eq!(std::fs::read_to_string(folder.path().join("retained.json")).unwrap(), written);
+    first.finish(LONG);
+    // Whoever comes when nobody is there clears it.
+    run(config(&broker, folder.path()), &[asked("a", "detect cat ; dog")]);
+    assert!(!kept(&broker).contains(&"palisade/b/status".to_owned()));
+}
+
+#[test]
 fn without_a_state_folder_nothing_is_known_of_earlier_runs() {
     let broker = Broker::start();
     let config = || MqttConfig { discovery_prefix: None, ..broker.config("node") };

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::event::{cat, say};
 use super::state::{see, start_watching, street, texts};
-use super::{found, publish, start};
+use super::{found, publish, published, start};
 use crate::support::broker::{Broker, LONG, Received, Subscriber, eventually};
 
 fn with_frigate(broker: &Broker, client_id: &str) -> MqttConfig {
@@ -88,6 +88,17 @@ fn an_event_has_frigates_names_field_by_field() {
         log.lines().any(|line| line.contains("Received PUBLISH from fields (d0, q1, r0,") && line.contains("'frigate/events'")),
         "{log}"
     );
+}
+
+#[test]
+fn events_for_frigates_readers_are_counted_on_their_camera() {
+    let broker = Broker::start();
+    let metrics = Metrics::new();
+    let mqtt = start(with_frigate(&broker, "counted"), &metrics);
+    say(&mqtt.publisher(), &cat(EventKind::New, Reason::FirstSeen));
+    eventually("both are acknowledged", || published(&metrics, "street") == 2);
+    assert_eq!(published(&metrics, "frigate"), 0);
+    mqtt.finish(LONG);
 }
 
 #[test]

@@ -6,10 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use palisade::base::error::Result;
 use palisade::base::metrics::Metrics;
 use palisade::config::{MqttConfig, MqttVersion};
+use palisade::mqtt::{Command, Steering, Watched};
+use palisade::types::CameraId;
 
 use super::outage::{all_arrive, kill_and_restart};
+use super::state::say;
 use super::{QUICK, dropped, first_arrivals, looked, publish, published, running, start, start_with};
 use crate::support::broker::{Broker, LONG, Setup, Subscriber, eventually};
 
@@ -271,5 +275,36 @@ fn why_a_broker_ends_the_connection_is_told() {
         told().contains("ended the connection: another client came with our id; must be a client_id of our own")
     });
     eventually("it is taken the next time", || published(&metrics, "street") == 1);
+    mqtt.finish(LONG);
+}
+
+/// Writes down what it is told.
+#[derive(Default)]
+struct Told(Mutex<Vec<Command>>);
+
+impl Steering for Told {
+    fn steer(&self, camera: &CameraId, command: &Command) -> Result<Watched> {
+        self.0.lock().unwrap().push(command.clone());
+        Ok(super::watched(camera.as_str()))
+    }
+}
+
+#[test]
+fn a_retained_command_is_ignored_also_while_the_daemon_is_there() {
+    let broker = Broker::start();
+    let subscriber = Subscriber::new(&broker, "palisade/#");
+    let mqtt = start(MqttConfig { control: true, ..five(&broker, "steered") }, &Metrics::new());
+    let told = Arc::new(Told::default());
+    mqtt.steer(told.clone());
+    subscriber.wait_text("palisade/status", "online");
+    say(&broker, "palisade/street/prompt/set", "detect car", true);
+    say(&broker, "palisade/street/detect/set", "ON", true);
+    say(&broker, "palisade/street/detect/set", "OFF", false);
+    eventually("the last is obeyed", || !told.0.lock().unwrap().is_empty());
+    assert_eq!(*told.0.lock().unwrap(), [Command::Detect(false)]);
+    // Home Assistant's greeting counts however it is published.
+    let before = subscriber.on("palisade/yard/status").len();
+    say(&broker, "homeassistant/status", "online", true);
+    eventually("all is told again", || subscriber.on("palisade/yard/status").len() > before);
     mqtt.finish(LONG);
 }

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, ConnectReturnCode, DisconnectReasonCode, LastWill, Packet, PubAckReason, PubCompReason, PubRecReason, SubscribeReasonCode,
+    ConnAck, ConnectReturnCode, DisconnectReasonCode, Filter, LastWill, Packet, PubAckReason, PubCompReason, PubRecReason,
+    SubscribeReasonCode,
 };
 use rumqttc::v5::mqttbytes::{self, QoS};
 use rumqttc::v5::{ConnectionError, EventLoop, StateError};
 
+use crate::mqtt::topic::is_command;
 use crate::mqtt::trouble::{Cause, alert};
 use crate::mqtt::window::ROOM;
 use crate::mqtt::wire::{Event, MAX_PACKET, Received, Refusal, Terms};
@@ -31,6 +33,12 @@ pub fn qos(qos: rumqttc::QoS) -> QoS {
 /// A retained last will.
 pub fn last_will(topic: &str, payload: &str) -> LastWill {
     LastWill::new(topic, payload, QoS::AtLeastOnce, true, None)
+}
+
+/// A subscription. Commands come as they were published, so that a retained one is known as such (MQTT 5, 3.8.3.1). The
+/// greeting of Home Assistant does not: published as retained it says no less while we are there.
+pub fn filter(filter: &str) -> Filter {
+    Filter { preserve_retain: is_command(filter), ..Filter::new(filter, QoS::AtLeastOnce) }
 }
 
 /// The connection.

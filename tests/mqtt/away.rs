@@ -101,14 +101,14 @@ fn a_broker_that_is_away_for_long_costs_no_frame_no_memory_and_no_record() {
     );
     for (id, (seqs, count)) in &without {
         assert!(seqs.iter().copied().eq(1..=seqs.len() as u64), "{id}: in order, without a gap: {seqs:?}");
-        let (_, beside) = &with[id];
-        // Each daemon looks at its own cameras at its own moments: a look more or less at each end.
-        assert!(count.abs_diff(*beside) <= 2 + expected / 50, "{id}: {count} frames without a broker, {beside} with one");
+        // Both daemons share the machine, and each looks at its own cameras at its own moments.
+        assert!(count * 10 >= with[id].1 * 9, "{id}: {count} frames without a broker, {} with one", with[id].1);
         assert!(*count > expected / 2, "{id}: {count} of some {expected} frames; the machine is too busy to tell");
     }
+    assert!(sum(&without) * 100 >= sum(&with) * 97, "{} frames without a broker, {} with one", sum(&without), sum(&with));
     assert!(grown <= GROWTH, "it grew by {grown} KiB from {full} KiB");
     for daemon in &mut daemons {
         daemon.signal("TERM");
-        assert!(daemon.wait(Duration::from_secs(10)).success(), "{}", daemon.log());
+        assert!(daemon.wait(Duration::from_secs(20)).success(), "{}", daemon.log());
     }
 }

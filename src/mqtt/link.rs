@@ -10,9 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rumqttc::QoS;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::sleep_until;
 
-use crate::base::backoff::Backoff;
 use crate::base::metrics::Counter;
 use crate::mqtt::Patience;
 use crate::mqtt::album::Album;
@@ -20,7 +19,7 @@ use crate::mqtt::health::Health;
 use crate::mqtt::outbox::Why;
 use crate::mqtt::pending::{Desk, Item, Message};
 use crate::mqtt::topic::is_events;
-use crate::mqtt::trouble::{Cause, Quiet, Trouble};
+use crate::mqtt::trouble::{Cause, Quiet, Trouble, Waits};
 use crate::mqtt::window::{ROOM, Window};
 use crate::mqtt::wire::{self, Client, Event, Events, Options, PACKET_OVERHEAD, Refusal, Terms};
 
@@ -80,8 +79,7 @@ pub struct Incoming<'m> {
 /// The link, connected or not.
 pub struct Link {
     parts: Parts,
-    backoff: Backoff,
-    refusals: Backoff,
+    waits: Waits,
     quiet: Quiet,
     /// Whether the operator was told that the link is lost, and must be told that it is back.
     told_lost: bool,
@@ -98,11 +96,8 @@ pub struct Link {
 impl Link {
     /// A link that has not tried yet.
     pub fn new(parts: Parts) -> Self {
-        let Patience { retry, retry_most, .. } = parts.patience;
         Self {
-            backoff: Backoff::new(retry, retry_most),
-            // Half the longest delay and more between tries, so that a wrong password does not look like an attack.
-            refusals: Backoff::new(retry_most, retry_most),
+            waits: Waits::new(parts.patience),
             quiet: Quiet::default(),
             told_lost: true,
             ever: false,
@@ -123,7 +118,7 @@ impl Link {
             if self.album.lost(Instant::now()) {
                 tracing::warn!("the link broke amid a picture; none is sent for a while (mqtt.snapshots = false sends none)");
             }
-            let delay = if trouble.refused { self.refusals.next_delay() } else { self.backoff.next_delay() };
+            let delay = self.waits.after(&trouble);
             if self.quiet.lets(&trouble.sentence, Instant::now()) {
                 self.told_lost = true;
                 let next = format!("{:.1}s", delay.as_secs_f64());
@@ -154,7 +149,8 @@ impl Link {
             };
             let done = match event {
                 Event::Up(terms) => {
-                    open = Some(self.up(terms));
+                    open = Some(terms);
+                    self.up(&terms);
                     window.narrow(terms.receive_maximum);
                     self.subscribe(&client)?;
                     None
@@ -190,8 +186,7 @@ impl Link {
                 self.parts.desk.nudge();
                 self.stubborn = self.stubborn.filter(|(stubborn, _)| *stubborn != item);
                 if self.since.elapsed() >= SETTLED {
-                    self.backoff.reset();
-                    self.refusals.reset();
+                    self.waits.reset();
                 }
                 if matches!(item, Item::Picture(_)) {
                     // Never subscribed to: the answer says that the broker has read all that was written before.
@@ -199,7 +194,10 @@ impl Link {
                 }
             }
             if done == Some(Item::Offline) {
-                goodbye(&client, &mut events).await;
+                // The last will must not be published over `offline` once more.
+                if !wire::goodbye(&client, &mut events, GOODBYE).await {
+                    tracing::debug!("the broker did not take the DISCONNECT in time");
+                }
                 return Ok(());
             }
             if let Some(open) = &open {
@@ -342,7 +340,7 @@ impl Link {
         }
     }
 
-    fn up(&mut self, terms: Terms) -> Terms {
+    fn up(&mut self, terms: &Terms) {
         self.ever = true;
         self.since = Instant::now();
         self.parts.broker_limit.store(terms.max_packet, Ordering::Relaxed);
@@ -357,7 +355,6 @@ impl Link {
                 tracing::warn!("{line}");
             }
         }
-        terms
     }
 
     fn trouble(&self, cause: Cause) -> Trouble {
@@ -401,15 +398,4 @@ impl Drop for Link {
 /// The client's channel has a place for every subscription and every message of the window, so only a defect of ours fills it.
 fn defect() -> Trouble {
     Trouble::passing("a message could not be handed to the MQTT client; this is a defect, please report it".into())
-}
-
-/// Ends the connection cleanly, so that the last will is not published over `offline` once more.
-async fn goodbye(client: &Client, events: &mut Events) {
-    if client.disconnect().is_err() {
-        return;
-    }
-    let written = async { while !matches!(events.poll().await, Ok(Event::Goodbye) | Err(_)) {} };
-    if timeout(GOODBYE, written).await.is_err() {
-        tracing::debug!("the broker did not take the DISCONNECT in time");
-    }
 }

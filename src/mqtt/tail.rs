@@ -8,15 +8,14 @@ use std::ops::ControlFlow;
 use std::pin::pin;
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use crate::base::backoff::Backoff;
 use crate::base::error::Result;
 use crate::base::shutdown::Shutdown;
 use crate::config::MqttConfig;
 use crate::mqtt::Patience;
-use crate::mqtt::trouble::Trouble;
-use crate::mqtt::wire::{self, Client, Event, Events, MAX_PACKET, Options};
+use crate::mqtt::trouble::{Trouble, Waits};
+use crate::mqtt::wire::{self, Event, Events, MAX_PACKET, Options};
 
 pub use line::{Heard, object};
 
@@ -47,18 +46,17 @@ pub fn follow(config: &MqttConfig, patience: Patience, shutdown: &Shutdown, mut 
     let options = Options::new(&config, patience, MAX_PACKET)?;
     let (broker, filter) = (format!("{}:{}", config.host, config.port), format!("{}/#", config.topic_prefix));
     let runtime = super::runtime()?;
-    let mut backoff = Backoff::new(patience.retry, patience.retry_most);
-    let mut refusals = Backoff::new(patience.retry_most, patience.retry_most);
+    let mut waits = Waits::new(patience);
     let serve = async {
         loop {
             let told = |news: News| {
                 if matches!(news, News::Connected) {
-                    backoff.reset();
+                    waits.reset();
                 }
                 tell(news)
             };
             let Err(trouble) = connection(&options, &broker, &filter, patience, shutdown, told).await else { return };
-            let delay = if trouble.refused { refusals.next_delay() } else { backoff.next_delay() };
+            let delay = waits.after(&trouble);
             if tell(News::Trouble(trouble.sentence, delay)).is_break() || pause(delay, shutdown).await {
                 return;
             }
@@ -105,16 +103,9 @@ async fn connection(
             break;
         }
     }
-    goodbye(&client, &mut events).await;
+    // A courtesy to the broker's log.
+    wire::goodbye(&client, &mut events, GOODBYE).await;
     Ok(())
-}
-
-/// Ends the connection cleanly, if there is one, as a courtesy to the broker's log.
-async fn goodbye(client: &Client, events: &mut Events) {
-    if client.disconnect().is_ok() {
-        let written = async { while !matches!(events.poll().await, Ok(Event::Goodbye) | Err(_)) {} };
-        timeout(GOODBYE, written).await.ok();
-    }
 }
 
 /// The next event; `None` once the flag is up. A poll is never given up but to end the connection.

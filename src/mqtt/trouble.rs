@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::base::backoff::Backoff;
+use crate::mqtt::Patience;
+
 /// The least time between two lines about the same trouble.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -116,6 +119,32 @@ fn cure(reason: &str) -> &'static str {
         "certificate has expired" => "the broker needs a new certificate, or this machine's clock is wrong",
         "certificate is not yet valid" => "this machine's clock may be wrong",
         _ => "check mqtt.ca_file, and that its certificate names this host",
+    }
+}
+
+/// How long to wait before the next try.
+#[derive(Debug)]
+pub struct Waits {
+    passing: Backoff,
+    refused: Backoff,
+}
+
+impl Waits {
+    /// As patience has it.
+    pub fn new(Patience { retry, retry_most, .. }: Patience) -> Self {
+        // Half the longest delay and more between refusals, so that a wrong password does not look like an attack.
+        Self { passing: Backoff::new(retry, retry_most), refused: Backoff::new(retry_most, retry_most) }
+    }
+
+    /// The wait after this trouble.
+    pub fn after(&mut self, trouble: &Trouble) -> Duration {
+        if trouble.refused { self.refused.next_delay() } else { self.passing.next_delay() }
+    }
+
+    /// All is well: the next wait is the shortest again.
+    pub fn reset(&mut self) {
+        self.passing.reset();
+        self.refused.reset();
     }
 }
 

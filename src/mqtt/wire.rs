@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rumqttc::{AsyncClient, EventLoop, LastWill, MqttOptions, NetworkOptions, QoS};
+use tokio::time::timeout;
 
 use crate::base::error::{Error, Kind, Result};
 use crate::base::redact::ExposeSecret;
@@ -238,6 +239,12 @@ impl Client {
             Self::V5(client) => client.try_disconnect().map_err(|_| Full),
         }
     }
+}
+
+/// Ends a connection cleanly, if there is one; returns whether the DISCONNECT was written within `most`.
+pub async fn goodbye(client: &Client, events: &mut Events, most: Duration) -> bool {
+    let written = async { while !matches!(events.poll().await, Ok(Event::Goodbye) | Err(_)) {} };
+    client.disconnect().is_ok() && timeout(most, written).await.is_ok()
 }
 
 /// The connection itself.

@@ -65,7 +65,7 @@ lint: ## rustfmt and clippy, no warning left
 
 # One closing line with counts, whichever runner is there, and also when a test fails.
 run-tests:
-	@if command -v cargo-nextest >/dev/null; then cargo nextest run --release --locked --no-fail-fast; else \
+	@if command -v cargo-nextest >/dev/null; then cargo nextest run --config-file tests/nextest.toml --release --locked --no-fail-fast; else \
 		mkdir -p $(TARGET); status=0; \
 		cargo test --release --locked --no-fail-fast 2>&1 | tee $(TARGET)/test.log || status=$$?; \
 		awk '/^test result:/ { passed += $$4; failed += $$6 } END { print passed + 0 " passed, " failed + 0 " failed" }' $(TARGET)/test.log; \

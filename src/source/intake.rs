@@ -21,6 +21,7 @@ use crate::source::plan::{Path, Plan};
 use crate::source::pool::{Order, Seat};
 use crate::source::tap::Tap;
 use crate::source::unit::{self, Unit};
+use crate::source::watch::{Fault, Retry};
 use crate::types::{Encoded, TimeSource};
 
 /// A camera's clock that is further ahead or behind (milliseconds) is not believed.
@@ -39,6 +40,8 @@ pub struct Parts {
     pub tap: Arc<Tap>,
     /// A camera, not a file.
     pub live: bool,
+    /// Packets wait ahead of it, stamped as they come, without a bound of their own.
+    pub queued: bool,
     /// Which pictures are decoded; outlives the attempt.
     pub plan: Arc<Mutex<Plan>>,
     /// What decodes them; outlives the attempt.
@@ -48,6 +51,12 @@ pub struct Parts {
     /// A keyframe is decoded at least this often: data alone does not tell that a camera can be seen.
     pub heartbeat: Duration,
 }
+
+/// Pictures that waited for longer ahead of the intake are a queue that this machine does not empty.
+const MOST_QUEUED: Duration = Duration::from_secs(5);
+
+/// That long: a machine that was stopped, or busy for a moment, catches up.
+const QUEUED_FOR: Duration = Duration::from_secs(2);
 
 /// One attempt's intake.
 pub struct Intake {
@@ -62,6 +71,25 @@ pub struct Intake {
     own: Option<Own>,
     /// When a keyframe was last given to be decoded.
     asked: Option<Instant>,
+    queue: Queue,
+}
+
+/// What waits ahead of the intake.
+#[derive(Debug, Default)]
+struct Queue {
+    /// Since when it is too long.
+    since: Option<Instant>,
+}
+
+impl Queue {
+    /// A picture that came into it at the running time `came` and left it at `now`: whether it is to be given up.
+    fn overflows(&mut self, came: Option<ClockTime>, now: Option<ClockTime>, at: Instant) -> bool {
+        let waited = now.zip(came).map_or(Duration::ZERO, |(now, came)| now.saturating_sub(came).into());
+        if waited <= MOST_QUEUED {
+            self.since = None;
+        }
+        waited > MOST_QUEUED && at.saturating_duration_since(*self.since.get_or_insert(at)) >= QUEUED_FOR
+    }
 }
 
 impl Intake {
@@ -76,6 +104,7 @@ impl Intake {
             gop: Gop::default(),
             own: None,
             asked: None,
+            queue: Queue::default(),
         }
     }
 
@@ -89,6 +118,10 @@ impl Intake {
             self.raw = VideoInfo::from_caps(&caps).ok().filter(|_| caps.structure(0).is_some_and(|s| s.name() == "video/x-raw"));
             self.format = caps.to_string().into();
             self.caps = Some(caps.clone());
+        }
+        if self.parts.queued && self.queue.overflows(unit::running_time(&buffer, segment), now, Instant::now()) {
+            let reason = "its pictures come faster than this machine takes them".to_owned();
+            tap.fail(Fault { reason, retry: Retry::Soon });
         }
         let moment = moment(&buffer, segment, now, self.parts.live, tap.camera_time(buffer.pts()));
         if let Some(info) = &self.raw {
@@ -174,4 +207,23 @@ fn moment(buffer: &gstreamer::Buffer, segment: &gstreamer::Segment, now: Option<
     let age = now.zip(running).and_then(|(now, running)| now.checked_sub(running)).map_or(Duration::ZERO, Duration::from).min(MOST_AGE);
     let captured = Utc::from_millis(clock.millis() - i64::try_from(age.as_millis()).unwrap_or_default());
     Candidate { received, captured, time_source: TimeSource::Pipeline, position: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_stays_long_overflows_and_one_that_is_caught_up_with_does_not() {
+        let (mut queue, began) = (Queue::default(), Instant::now());
+        let seconds = |seconds| Some(ClockTime::from_seconds(seconds));
+        let mut step = |after, came| queue.overflows(seconds(came), seconds(100 + after), began + Duration::from_secs(after));
+        assert!(!step(0, 99) && !step(1, 90) && !step(2, 92));
+        // Caught up with.
+        assert!(!step(3, 102) && !step(4, 91) && !step(5, 92));
+        assert!(step(6, 93));
+        // Ahead of its time, as pictures are that others are shown before; or without one.
+        assert!(!step(7, 120));
+        assert!(!queue.overflows(None, seconds(200), began + Duration::from_secs(20)));
+    }
 }

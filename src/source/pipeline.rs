@@ -95,17 +95,17 @@ fn source(location: &Location, config: &CameraConfig, tap: &Arc<Tap>) -> Result<
 fn rtsp(uri: &str, config: &CameraConfig, tap: &Arc<Tap>) -> Result<Element> {
     let source = make("rtspsrc")?;
     source.set_property("location", uri);
-    let protocols = match config.transport {
-        Transport::Tcp => "tcp",
-        Transport::Udp => "udp",
+    // For so long a lost packet is waited for, and a picture may come after its time. Over TCP none is lost, and pictures are
+    // sent long ahead of others that are shown before them. Not `drop-on-latency`: GStreamer 1.22 takes a time that is earlier
+    // than the one before for a wrapped one, and drops pictures of streams with B-frames as soon as two of them wait. What
+    // waits there is bounded by the intake.
+    let (protocols, latency) = match config.transport {
+        Transport::Tcp => ("tcp", "1000"),
+        Transport::Udp => ("udp", "200"),
     };
-    for (name, value) in [
-        ("protocols", protocols),
-        ("latency", "200"),
-        ("drop-on-latency", "true"),
-        ("tcp-timeout", "5000000"),
-        ("add-reference-timestamp-meta", "true"),
-    ] {
+    for (name, value) in
+        [("protocols", protocols), ("latency", latency), ("tcp-timeout", "5000000"), ("add-reference-timestamp-meta", "true")]
+    {
         set(&source, name, value);
     }
     sign_in(&source, config);

@@ -172,6 +172,7 @@ impl Supervisor {
         let intake = Intake::new(Parts {
             tap: tap.clone(),
             live: self.watch.live,
+            queued: matches!(self.location, Location::Rtsp(_)),
             plan: self.plan.clone(),
             choice: self.choice.clone(),
             // A place of its own: a decoder that hangs at the last attempt's picture holds that one up for ever.

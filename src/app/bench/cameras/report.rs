@@ -9,8 +9,8 @@ use crate::app::bench::{NONE, rounded};
 use crate::base::metrics::Metrics;
 use crate::config::Decode;
 
-/// The most that the sources wait for a packet that is late or lost; those that come in order wait for nothing.
-const JITTER_BUFFER_MS: u32 = 200;
+/// The most that the sources hold over TCP, where no packet is lost; those that come in order wait for nothing.
+const JITTER_BUFFER_MS: u32 = 1000;
 
 /// What has gone through the sources, all cameras together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,7 +144,7 @@ impl Report {
             ("frames a camera", text(Some(mean), 1), format!("the least {min}, {} of the mean", text(fairness, 2))),
             ("latency, median", text(self.p50, 0), "ms from the camera to the detector".to_owned()),
             ("latency, p99", text(self.p99, 0), format!("ms, of {} frames with the camera's time", self.timed)),
-            ("jitter buffer", JITTER_BUFFER_MS.to_string(), "ms, the most that a late packet is waited for".to_owned()),
+            ("jitter buffer", JITTER_BUFFER_MS.to_string(), "ms, the most that it may hold; packets in order wait for nothing".to_owned()),
         ] {
             // Writing to a String cannot fail.
             let _ = write!(table, "\n{}", format!("{what:<20}{value:>10}   {beside}").trim_end());
@@ -205,7 +205,7 @@ mod tests {
             "reconnects": 0,
             "frames_a_camera": {"mean": 29.0, "min": 28, "fairness": 0.966},
             "latency_ms": {"p50": 231.3, "p99": 260.0, "frames": 57},
-            "jitter_buffer_ms": 200,
+            "jitter_buffer_ms": 1000,
         });
         assert_eq!(report().as_json(), expected);
         let silent = Report { frames: vec![0, 0], p50: None, ..report() }.as_json();
@@ -230,7 +230,7 @@ reconnects                   0
 frames a camera           29.0   the least 28, 0.97 of the mean
 latency, median            231   ms from the camera to the detector
 latency, p99               260   ms, of 57 frames with the camera's time
-jitter buffer              200   ms, the most that a late packet is waited for",
+jitter buffer             1000   ms, the most that it may hold; packets in order wait for nothing",
             env!("CARGO_PKG_VERSION")
         );
         assert_eq!(report().as_text(), expected);

@@ -191,6 +191,7 @@ impl Step {
         }
         let followed = self.followed.get_mut(&looked.frame.camera);
         let events = followed.map(|one| one.tracker.step(&look(&looked))).unwrap_or_default();
+        self.count(&looked.frame.camera);
         self.show(&looked.frame.camera);
         (Numbered { looked, events }, ticket)
     }
@@ -202,9 +203,17 @@ impl Step {
         for camera in cameras {
             self.guarded(camera.clone(), |step| {
                 let events = step.followed.get_mut(&camera).map(|one| what(one, now)).unwrap_or_default();
+                step.count(&camera);
                 step.show(&camera);
                 step.tell(events, None);
             });
+        }
+    }
+
+    /// How many objects are in the camera's zones from now on.
+    fn count(&self, camera: &CameraId) {
+        if let Some((publisher, one)) = self.told.publisher.as_ref().zip(self.followed.get(camera)) {
+            publisher.tracked(camera, one.tracker.present().map(|(track, _)| track));
         }
     }
 

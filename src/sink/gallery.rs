@@ -107,8 +107,15 @@ impl Gallery {
         let (desk, hand) = (Arc::<Desk>::default(), Arc::<Hand>::default());
         let writer = Writer::new(shelf.clone(), draw, (desk.clone(), hand.clone()), metrics);
         let told = Told { shelf: shelf.clone(), tell, metrics: metrics.clone() };
-        let mut gallery =
-            Self { shelf, objects: HashMap::new(), hand, jobs: Some(jobs), desk: desk.clone(), metrics: metrics.clone(), threads: Vec::new() };
+        let mut gallery = Self {
+            shelf,
+            objects: HashMap::new(),
+            hand,
+            jobs: Some(jobs),
+            desk: desk.clone(),
+            metrics: metrics.clone(),
+            threads: Vec::new(),
+        };
         gallery.threads.push(("obj-files", thread::spawn("obj-files", move || writer.run(&waits))?));
         gallery.threads.push(("obj-events", thread::spawn("obj-events", move || teller::run(&desk, told))?));
         Ok(gallery)

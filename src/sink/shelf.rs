@@ -259,8 +259,8 @@ mod tests {
             file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
             path
         };
-        let [half, young, foreign] = [("20261123T140307.120Z.new", 90), ("20261123T140308.120Z.new", 5), ("mine.new", 90)]
-            .map(|(name, age)| file(name, age));
+        let [half, young, foreign] =
+            [("20261123T140307.120Z.new", 90), ("20261123T140308.120Z.new", 5), ("mine.new", 90)].map(|(name, age)| file(name, age));
         let metrics = Metrics::new();
         Shelf::open(clips(dir.path()), &[], &metrics).unwrap();
         assert_eq!([half.exists(), young.exists(), foreign.exists()], [false, true, true]);

@@ -209,6 +209,11 @@ fn a_disk_that_hangs_holds_events_up_for_a_while_and_keeps_their_order() {
     assert!(late.path().is_none() && late.at - before < Duration::from_millis(500), "{:?}", late.at - before);
     assert_eq!((room.count("events_without_snapshot", "street"), room.count("events_without_snapshot", "yard")), (2, 1));
     drop(held);
+    let begun = Instant::now();
+    while room.count("event_snapshots_written", "street") < 2 {
+        assert!(begun.elapsed() < LONG);
+        std::thread::sleep(Duration::from_millis(5));
+    }
     // What was late is there, and named from now on.
     room.look("street", EventKind::End, &[track("3", 0.5)]);
     assert_eq!(room.hear().file.as_deref(), Some(b"cat 0.50".as_slice()));

@@ -8,8 +8,9 @@ use crate::mqtt::label::{self, Label};
 use crate::mqtt::topic::Topics;
 use crate::types::{CameraId, Track, Zone};
 
-/// Entities of zones and labels that went are told for so many, or descriptions would grow with each command.
-const MOST_GONE: usize = 64;
+/// Entities of zones and labels that went are told for so many, or descriptions would grow with each command. Pairs are many:
+/// at a start all of an earlier run's pass through here, before it is known which are still asked for.
+const MOST_GONE: usize = 512;
 
 /// A zone and a label, by their slugs.
 pub type Pair = (String, String);

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod check;
 pub mod demo;
+mod likeness;
 pub mod log;
 pub mod oneshot;
 mod portrait;
@@ -28,17 +29,18 @@ use crate::base::shutdown::Shutdown;
 use crate::base::sync;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
-use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig, Record, RtspVideo};
+use crate::config::{CameraConfig, Config, GalleryConfig, ModelConfig, OutputConfig, Record, RtspVideo};
 use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
 use crate::gate::Gate;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
 use crate::mqtt::{self, Mqtt, Patience, Publisher};
+use crate::sink::gallery::{Gallery, Rooms};
 use crate::sink::record::{Recorded, Recorder, Tape};
 use crate::sink::snapshot::SnapshotSink;
 use crate::sink::video::{CustomSink, FileSink, Live, RtspSink};
 use crate::sink::{Fanout, Sink};
 use crate::source::{self, Decoders, Hooks, Source, Tapped};
-use crate::types::{CameraId, CameraState, CameraStatus, Encoded};
+use crate::types::{CameraId, CameraState, CameraStatus, Encoded, Event};
 use paint::Brush;
 use results::{Results, Told};
 use steer::{Asked, Steer};
@@ -81,12 +83,13 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     let live = live(&config.output, &ids, metrics)?;
     let sinks = open_sinks(&config.output, &ids, live.clone(), metrics)?;
     let recorder = open_recorder(&config, metrics)?;
+    let rooms = config.gallery.as_ref().map(|gallery| Rooms::open(gallery, &ids, metrics)).transpose()?;
     let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
     let state = config.mqtt.as_ref().and_then(|mqtt| mqtt.state_dir.as_deref()).map(|folder| Arc::new(Claim::new(folder)));
     let control = config.mqtt.as_ref().is_some_and(|mqtt| mqtt.control);
     let steer = Arc::new(Steer::new(&config.cameras, state.as_ref().filter(|_| control))?);
     let mqtt = start_mqtt(&config, state, &steer, &model, metrics)?;
-    let daemon = Daemon::start(config, (sinks, live, recorder), &model, mqtt, &steer, shutdown, metrics)?;
+    let daemon = Daemon::start(config, Outputs { sinks, live, recorder, rooms }, &model, mqtt, &steer, shutdown, metrics)?;
     systemd::ready();
     systemd::status(&format!("watching {} cameras with {}", ids.len(), model.name()));
     tracing::info!(model = model.name(), cameras = ids.len(), "running");
@@ -133,6 +136,12 @@ fn open_recorder(config: &Config, metrics: &Metrics) -> Result<Option<Recorder>>
     let kept = config.cameras.iter().filter(|camera| camera.enabled && camera.record == Record::Events);
     let kept: Vec<Recorded> = kept.map(|camera| Recorded { camera: camera.id.clone(), lag: lag(camera) }).collect();
     if kept.is_empty() { Ok(None) } else { Recorder::start(record.clone(), &kept, metrics).map(Some) }
+}
+
+/// Pictures of objects as files; events go to the broker through it, behind the pictures that they name.
+fn start_gallery(config: &GalleryConfig, rooms: Rooms, publisher: Option<Publisher>, metrics: &Metrics) -> Result<Gallery> {
+    let tell = move |event: &Event| publisher.iter().for_each(|publisher| publisher.event(event));
+    Gallery::start(rooms, likeness::draw(config, Annotator::new()?), Box::new(tell), metrics)
 }
 
 /// Finds, downloads where need be, and loads the model; `None` when told to stop meanwhile. Reading a large model takes
@@ -186,6 +195,14 @@ fn start_mqtt(
     Ok(Some(mqtt))
 }
 
+/// Where what was seen goes, beside the broker.
+struct Outputs {
+    sinks: Vec<Box<dyn Sink>>,
+    live: Option<Live>,
+    recorder: Option<Recorder>,
+    rooms: Option<Rooms>,
+}
+
 /// The running stages, in the order of the data.
 struct Daemon {
     sources: Vec<Source>,
@@ -198,7 +215,7 @@ struct Daemon {
 impl Daemon {
     fn start(
         config: Config,
-        (sinks, live, recorder): (Vec<Box<dyn Sink>>, Option<Live>, Option<Recorder>),
+        Outputs { sinks, live, recorder, rooms }: Outputs,
         model: &PaliGemma,
         mqtt: Option<Mqtt>,
         steer: &Steer,
@@ -217,7 +234,8 @@ impl Daemon {
         let followed = results::follow(&config.cameras, steer);
         let tape = |camera: &CameraConfig| recorder.as_ref().and_then(|recorder| recorder.tape(&camera.id));
         let tapes: Vec<Option<Tape>> = config.cameras.iter().map(tape).collect();
-        let told = Told { publisher: publisher.clone(), recorder, live: live.clone() };
+        let gallery = config.gallery.as_ref().zip(rooms).map(|(gallery, rooms)| start_gallery(gallery, rooms, publisher.clone(), metrics));
+        let told = Told { publisher: publisher.clone(), recorder, live: live.clone(), gallery: gallery.transpose()? };
         let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, followed, told, metrics)?;
         let workers = detect::start(detectors, max_batch, &jobs, &send, metrics)?;
         // From here on the workers alone hold these: when they end, so does what waits for them.

@@ -78,6 +78,8 @@ pub struct Config {
     pub output: OutputConfig,
     /// Where clips go; `None`: no camera's are kept.
     pub record: Option<RecordConfig>,
+    /// Where pictures of objects go; `None`: none are kept.
+    pub gallery: Option<GalleryConfig>,
     /// The broker; `None`: nothing is published.
     pub mqtt: Option<MqttConfig>,
     /// The log.
@@ -275,6 +277,33 @@ impl RecordConfig {
             keep_for: seconds(7 * 86_400),
             keep_bytes: 10_000_000_000,
         }
+    }
+}
+
+/// Pictures of objects: `DIR/<camera>/<time>-<digits>.jpg`, with retention.
+#[derive(Clone, Debug)]
+pub struct GalleryConfig {
+    /// The folder.
+    pub dir: PathBuf,
+    /// The object with some room around it alone, not the whole frame.
+    pub crop: bool,
+    /// Its box, label and score are drawn, and on a whole frame camera and time.
+    pub annotate: bool,
+    /// Of the JPEG, 1 to 100.
+    pub quality: u8,
+    /// Higher pictures are scaled down to this height.
+    pub max_height: Option<u32>,
+    /// At most this age.
+    pub keep_for: Duration,
+    /// At most so many bytes, of all cameras together.
+    pub keep_bytes: u64,
+}
+
+impl GalleryConfig {
+    /// With every other key at its default.
+    pub fn new(dir: PathBuf) -> Self {
+        let keep_for = Duration::from_secs(7 * 86_400);
+        Self { dir, crop: false, annotate: true, quality: 85, max_height: None, keep_for, keep_bytes: 2_000_000_000 }
     }
 }
 

@@ -39,6 +39,7 @@ mod topic;
 mod trouble;
 mod window;
 mod wire;
+mod zones;
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -188,6 +189,7 @@ pub fn start_in(
         warn_of_another(claim);
     }
     let told = state.map(|claim| Told::read(claim.folder())).unwrap_or_default();
+    publisher.know(cameras.iter().map(|camera| &camera.id));
     for camera in cameras {
         publisher.lane(&camera.id);
         publisher.earlier(&camera.id, &told);

@@ -1,11 +1,13 @@
-//! Floor 3: annotated frames go out, and clips of what a camera sent. One thread and one short queue per sink: a slow or
-//! failing one drops its own frames, counts them, and disturbs nothing else.
+//! Floor 3: annotated frames go out, clips of what a camera sent, and pictures of its objects. One thread and one short queue
+//! per sink: a slow or failing one drops its own frames, counts them, and disturbs nothing else.
 
+pub mod gallery;
 pub mod record;
 pub mod snapshot;
 pub mod video;
 
 mod fanout;
+mod shelf;
 
 use std::sync::Arc;
 

@@ -9,6 +9,7 @@ mod drafts;
 mod e2e;
 mod exact;
 mod faults;
+mod gallery;
 mod hub;
 mod layering;
 mod live;

@@ -16,6 +16,7 @@ mod snapshot;
 mod state;
 mod tail;
 mod version5;
+mod zone;
 
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
@@ -57,7 +58,7 @@ fn start_with(config: MqttConfig, metrics: &Metrics, patience: Patience) -> Mqtt
 }
 
 fn watched(id: &str) -> Watched {
-    Watched { id: camera(id), prompt: Prompt::new("detect cat ; dog").unwrap(), enabled: true }
+    Watched { id: camera(id), prompt: Prompt::new("detect cat ; dog").unwrap(), enabled: true, zones: Vec::new() }
 }
 
 fn looked(id: &str, seq: u64, raw: &str) -> Looked {

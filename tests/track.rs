@@ -332,6 +332,14 @@ fn the_daemon_tells_of_objects_and_ends_them_before_it_says_goodbye() {
     let first = |label: &str| lives.values().map(|life| &life[0]).find(|event| event["label"] == label).unwrap();
     assert_eq!(first("person")["zones"], serde_json::json!(["left half"]));
     assert_eq!(first("traffic light")["zones"], serde_json::json!([]));
+    // The zone held the person, never the traffic light, and nobody once all have ended.
+    let counted = |label: &str| {
+        let counts = subscriber.on(&format!("palisade/street/zone/left_half/count/{label}"));
+        counts.iter().map(Received::text).collect::<Vec<_>>()
+    };
+    let person = counted("person");
+    assert!(person.len() >= 3 && person[..2] == ["0", "1"] && person.last().is_some_and(|last| last == "0"), "{person:?}");
+    assert_eq!(counted("traffic_light"), ["0"]);
 }
 
 /// Where only motion has looks made, no look says nothing; that nothing is to be looked at does.

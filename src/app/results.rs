@@ -1,5 +1,6 @@
 //! The thread behind the workers: numbers each answer, publishes it and what it tells of the tracked objects, gives the
-//! camera's ticket back, draws the frame and hands it to the sinks. What is told of an object says which clip it is in.
+//! camera's ticket back, draws the frame and hands it to the sinks. What is told of an object says which clip it is in; where
+//! pictures of objects are files, it goes through the gallery, behind the picture that it names.
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,6 +19,7 @@ use crate::base::thread::{self, Thread};
 use crate::config::CameraConfig;
 use crate::detect::{Found, Job};
 use crate::mqtt::Publisher;
+use crate::sink::gallery::Gallery;
 use crate::sink::record::Recorder;
 use crate::sink::video::Live;
 use crate::sink::{Fanout, Picture};
@@ -55,6 +57,8 @@ pub(super) struct Told {
     pub(super) recorder: Option<Recorder>,
     /// Live video.
     pub(super) live: Option<Live>,
+    /// Pictures of objects as files.
+    pub(super) gallery: Option<Gallery>,
 }
 
 /// The running thread.
@@ -96,11 +100,17 @@ impl Results {
             // Before the sinks are waited for: the ends must be on their way while the publisher is still open.
             step.follow(|one, now| one.tracker.finish(now));
             let deadline = Instant::now() + SINKS;
-            // Both write their last at once.
+            // All write their last at once.
             if let Some(recorder) = &step.told.recorder {
                 recorder.close();
             }
+            if let Some(gallery) = &mut step.told.gallery {
+                gallery.close();
+            }
             step.fanout.finish(deadline);
+            if let Some(gallery) = step.told.gallery {
+                gallery.finish(deadline);
+            }
             if let Some(recorder) = step.told.recorder {
                 recorder.finish(deadline);
             }
@@ -181,6 +191,7 @@ impl Step {
         }
         let followed = self.followed.get_mut(&looked.frame.camera);
         let events = followed.map(|one| one.tracker.step(&look(&looked))).unwrap_or_default();
+        self.count(&looked.frame.camera);
         self.show(&looked.frame.camera);
         (Numbered { looked, events }, ticket)
     }
@@ -192,9 +203,17 @@ impl Step {
         for camera in cameras {
             self.guarded(camera.clone(), |step| {
                 let events = step.followed.get_mut(&camera).map(|one| what(one, now)).unwrap_or_default();
+                step.count(&camera);
                 step.show(&camera);
                 step.tell(events, None);
             });
+        }
+    }
+
+    /// How many objects are in the camera's zones from now on.
+    fn count(&self, camera: &CameraId) {
+        if let Some((publisher, one)) = self.told.publisher.as_ref().zip(self.followed.get(camera)) {
+            publisher.tracked(camera, one.tracker.present().map(|(track, _)| track));
         }
     }
 
@@ -207,25 +226,41 @@ impl Step {
 
     /// Has events recorded and published; those of a look with pictures of their objects, where that is the best so far.
     fn tell(&mut self, events: Vec<Event>, looked: Option<&Looked>) {
+        if let Some((gallery, looked)) = self.told.gallery.as_mut().zip(looked)
+            && let Some(one) = self.followed.get(&looked.frame.camera)
+        {
+            let seen = one.tracker.present().filter(|(_, seen)| *seen);
+            gallery.see(&looked.frame, seen.map(|(track, _)| track));
+        }
         let mut jpeg = None;
         for mut event in events {
             event.clip = self.told.recorder.as_ref().and_then(|recorder| recorder.event(&event));
-            let Some(publisher) = &self.told.publisher else { continue };
-            let topic = publisher.snapshot_topic(&event.camera, &event.track.label);
-            let mut picture = topic.as_deref().map_or(portrait::Picture::Other, |topic| self.portraits.see(topic, &event));
-            if topic.is_none() && event.kind == EventKind::End {
-                self.portraits.forget(&event);
+            event.snapshot = self.topic(&event, looked, &mut jpeg);
+            match (&mut self.told.gallery, &self.told.publisher) {
+                (Some(gallery), _) => gallery.tell(event),
+                (None, Some(publisher)) => publisher.event(&event),
+                (None, None) => {}
             }
-            if let (portrait::Picture::Draw, Some(looked)) = (picture, looked) {
-                let jpeg = jpeg.get_or_insert_with(|| self.portrait(looked, publisher.picture_room()));
-                let there = jpeg.as_ref().is_some_and(|jpeg| publisher.snapshot(&event.camera, &event.track.label, jpeg));
-                if !there && event.kind == EventKind::New {
-                    picture = portrait::Picture::Other;
-                }
-            }
-            event.snapshot = topic.filter(|_| picture != portrait::Picture::Other);
-            publisher.event(&event);
         }
+    }
+
+    /// The topic that has a picture of an event's object, where there is one: that of its look, drawn once for all events of
+    /// it, goes there if it is the best so far.
+    fn topic(&mut self, event: &Event, looked: Option<&Looked>, jpeg: &mut Option<Option<Vec<u8>>>) -> Option<String> {
+        let publisher = self.told.publisher.as_ref()?;
+        let topic = publisher.snapshot_topic(&event.camera, &event.track.label);
+        let mut picture = topic.as_deref().map_or(portrait::Picture::Other, |topic| self.portraits.see(topic, event));
+        if topic.is_none() && event.kind == EventKind::End {
+            self.portraits.forget(event);
+        }
+        if let (portrait::Picture::Draw, Some(looked)) = (picture, looked) {
+            let jpeg = jpeg.get_or_insert_with(|| self.portrait(looked, publisher.picture_room()));
+            let there = jpeg.as_ref().is_some_and(|jpeg| publisher.snapshot(&event.camera, &event.track.label, jpeg));
+            if !there && event.kind == EventKind::New {
+                picture = portrait::Picture::Other;
+            }
+        }
+        topic.filter(|_| picture != portrait::Picture::Other)
     }
 
     /// A picture for those who are told of an event. Should it fail, they are told all the same.

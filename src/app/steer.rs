@@ -20,7 +20,7 @@ use crate::base::thread::{self, Thread};
 use crate::base::whole;
 use crate::config::CameraConfig;
 use crate::mqtt::{Command, Steering, Watched};
-use crate::types::{CameraId, CameraState, Prompt};
+use crate::types::{CameraId, CameraState, Prompt, Zone};
 
 /// Between two tries at a disk that did not take the commands.
 const RETRY: Duration = Duration::from_secs(10);
@@ -75,6 +75,7 @@ pub struct Steer {
 }
 
 struct Camera {
+    zones: Vec<Zone>,
     configured: Prompt,
     enabled: bool,
     asked: Asked,
@@ -118,7 +119,10 @@ impl Steer {
                 if let Some(detect) = order.and_then(|order| order.detect) {
                     asked.detect.store(detect && camera.enabled, Ordering::Release);
                 }
-                (camera.id.clone(), Camera { configured: camera.prompt.clone(), enabled: camera.enabled, asked })
+                (
+                    camera.id.clone(),
+                    Camera { zones: camera.tracking.zones.clone(), configured: camera.prompt.clone(), enabled: camera.enabled, asked },
+                )
             })
             .collect();
         let keeper = state.cloned().map(Keeper::start).transpose()?;
@@ -181,7 +185,7 @@ impl Steering for Steer {
 }
 
 fn watched(id: &CameraId, camera: &Camera) -> Watched {
-    Watched { id: id.clone(), prompt: (*camera.asked.prompt()).clone(), enabled: camera.asked.detects() }
+    Watched { id: id.clone(), prompt: (*camera.asked.prompt()).clone(), enabled: camera.asked.detects(), zones: camera.zones.clone() }
 }
 
 /// Earlier commands; none where the file is not there, or cannot be read, which is told.

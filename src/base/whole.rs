@@ -17,7 +17,12 @@ pub fn write(file: &Path, bytes: &[u8]) -> Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).context(Kind::Io, fail)?;
     let mut new = File::create(&beside).context(Kind::Io, fail)?;
-    new.write_all(bytes).and_then(|()| new.sync_all()).and_then(|()| fs::rename(&beside, file)).context(Kind::Io, fail)?;
+    let written = new.write_all(bytes).and_then(|()| new.sync_all()).and_then(|()| fs::rename(&beside, file));
+    if written.is_err() {
+        // What is of no use must not fill the disk further.
+        fs::remove_file(&beside).ok();
+    }
+    written.context(Kind::Io, fail)?;
     // The new name is on disk when the folder is.
     File::open(folder).and_then(|folder| folder.sync_all()).context(Kind::Io, fail)
 }
@@ -37,6 +42,10 @@ mod tests {
             assert_eq!(fs::read_to_string(&file).unwrap(), text);
         }
         assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1);
+        // A folder in its place is not replaced, and nothing stays beside it either.
+        fs::create_dir(folder.path().join("state/b.json")).unwrap();
+        assert!(write(&folder.path().join("state/b.json"), b"x").is_err());
+        assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 2);
         assert!(write(&file.join("below"), b"x").unwrap_err().to_string().ends_with("below cannot be written"));
     }
 }

@@ -1,6 +1,7 @@
 //! From the file's text to the checked configuration; every rule about a key stands here, beside the key.
 
 mod camera;
+mod gallery;
 mod record;
 mod track;
 
@@ -20,6 +21,9 @@ use crate::config::{
 use crate::types::Tracking;
 
 const DAY: f64 = 86_400.0;
+
+/// Bytes of a gigabyte, as disks are sold.
+const GIGABYTE: f64 = 1e9;
 
 /// Where state is kept: the service's state folder.
 const STATE_DIR: &str = "/var/lib/palisade";
@@ -54,7 +58,9 @@ pub(super) fn parse(text: &str, env: Env<'_>, checks: &Checks<'_>) -> Result<Con
     labels.check(&cameras, count);
     let output = output(root.section("output"), count > 1, outside);
     let record = record::table(&mut root, &cameras);
-    let config = Config { model, cameras, output, record, mqtt: mqtt(root.section("mqtt"), outside), log: log(root.section("log")) };
+    let gallery = gallery::table(&mut root);
+    let (mqtt, log) = (mqtt(root.section("mqtt"), outside), log(root.section("log")));
+    let config = Config { model, cameras, output, record, gallery, mqtt, log };
     root.finish();
     match document.into_faults() {
         faults if faults.is_empty() => Ok(config),
@@ -178,6 +184,13 @@ fn required(section: &mut Section<'_, '_>, key: &'static str, right: &str) -> Op
         return None;
     }
     Some(text)
+}
+
+/// How long, and how many bytes of what a table keeps stay.
+fn retention(section: &mut Section<'_, '_>, keep_for: Duration, keep_bytes: u64) -> (Duration, u64) {
+    let days = section.number("keep_days", 0.001..=3650.0, keep_for.as_secs_f64() / DAY);
+    let gigabytes = section.number("keep_gb", 0.001..=1e6, keep_bytes as f64 / GIGABYTE);
+    (Duration::from_secs_f64(days * DAY), (gigabytes * GIGABYTE) as u64)
 }
 
 fn snapshots(mut section: Section<'_, '_>) -> Option<SnapshotConfig> {

@@ -1,11 +1,12 @@
-//! What the broker's readers know of each camera: what it is asked, whether it is looked at, and how many of each label
-//! its newest frame shows. Pure: it says what to publish where.
+//! What the broker's readers know of each camera: what it is asked, whether it is looked at, how many of each label its
+//! newest frame shows, and how many its zones hold. Pure: it says what to publish where.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::mqtt::label::{self, Label};
 use crate::mqtt::topic::Topics;
-use crate::types::{CameraId, Detection, Prompt};
+use crate::mqtt::zones::{Sums, Zones};
+use crate::types::{CameraId, Detection, Prompt, Track, Zone};
 
 /// A camera as its readers are told of it.
 #[derive(Clone, Debug)]
@@ -16,6 +17,8 @@ pub struct Watched {
     pub prompt: Prompt,
     /// Whether they are looked at.
     pub enabled: bool,
+    /// Its zones.
+    pub zones: Vec<Zone>,
 }
 
 /// A camera's labels, counts and rate.
@@ -30,6 +33,7 @@ struct Camera {
     gone: BTreeSet<String>,
     /// Slugs of labels that there is a picture of on the broker.
     pictured: BTreeSet<String>,
+    zones: Zones,
     /// Its frames are not looked at: what one shows that was under way counts no more.
     off: bool,
     fps: f64,
@@ -64,14 +68,18 @@ fn tell(payloads: &mut Payloads, topics: &Topics, id: &CameraId, slug: &str, tex
 
 /// Every camera by id.
 #[derive(Debug, Default)]
-pub struct Cameras(BTreeMap<CameraId, Camera>);
+pub struct Cameras {
+    all: BTreeMap<CameraId, Camera>,
+    /// Of their zones, for Frigate's readers.
+    sums: Sums,
+}
 
 impl Cameras {
     /// Takes in what a camera is asked from now on; returns its state, zeros for labels that are new, and empty payloads
     /// for those that are gone.
     pub fn watch(&mut self, watched: &Watched, topics: &Topics) -> Payloads {
         let id = &watched.id;
-        let camera = self.0.entry(id.clone()).or_default();
+        let camera = self.all.entry(id.clone()).or_default();
         let before = std::mem::replace(&mut camera.labels, label::labels(watched.prompt.labels()));
         let key = |labels: &[Label], slug: &str| labels.iter().find(|label| label.slug == slug).map(|label| label.key.clone());
         // A slug may now stand for another label, which begins with zero as any new one.
@@ -104,13 +112,51 @@ impl Cameras {
             }
         }
         payloads.extend(camera.sum(id, topics));
+        let Camera { zones, labels, off, .. } = camera;
+        payloads.extend(zones.watch(id, &watched.zones, labels, topics));
+        if *off {
+            payloads.extend(zones.tracked(id, std::iter::empty(), topics));
+        }
+        payloads.extend(self.sums(topics));
         payloads
+    }
+
+    /// Takes in the objects of a camera that are there; returns the counts of its zones that changed.
+    pub fn tracked<'t>(&mut self, id: &CameraId, tracks: impl Iterator<Item = &'t Track>, topics: &Topics) -> Payloads {
+        let Some(camera) = self.all.get_mut(id) else { return Payloads::new() };
+        // As with frames: what was under way when it was switched off counts no more.
+        let off = camera.off;
+        let mut changed = camera.zones.tracked(id, tracks.filter(|_| !off), topics);
+        if !changed.is_empty() {
+            changed.extend(self.sums(topics));
+        }
+        changed
+    }
+
+    fn sums(&mut self, topics: &Topics) -> Payloads {
+        let ids = self.all.keys().map(|id| id.as_str().to_owned()).collect();
+        self.sums.update(self.all.values().map(|camera| &camera.zones), &ids, topics)
+    }
+
+    /// Takes in that there is such a camera, before any is watched: a zone may be called as one.
+    pub fn know(&mut self, id: &CameraId) {
+        self.all.entry(id.clone()).or_default();
+    }
+
+    /// A camera's zones.
+    pub fn zones(&self, id: &CameraId) -> Option<&Zones> {
+        self.all.get(id).map(|camera| &camera.zones)
+    }
+
+    /// Takes in the slugs of a zone and a label that an earlier run told of.
+    pub fn earlier_zone(&mut self, id: &CameraId, zone: &str, slug: &str) {
+        self.all.entry(id.clone()).or_default().zones.leave((zone.to_owned(), slug.to_owned()));
     }
 
     /// Takes in what a frame shows; returns the counts that changed. Labels that nobody asked for are left out: they are
     /// the model's own words.
     pub fn looked(&mut self, id: &CameraId, detections: &[Detection], topics: &Topics) -> Payloads {
-        let Some(camera) = self.0.get_mut(id).filter(|camera| !camera.off || detections.is_empty()) else { return Payloads::new() };
+        let Some(camera) = self.all.get_mut(id).filter(|camera| !camera.off || detections.is_empty()) else { return Payloads::new() };
         let mut found: BTreeMap<String, usize> = BTreeMap::new();
         for detection in detections {
             let key = label::key(&detection.label);
@@ -131,24 +177,26 @@ impl Cameras {
 
     /// Takes in the slug of a label that an earlier run was asked for.
     pub fn earlier(&mut self, id: &CameraId, slug: &str) {
-        self.0.entry(id.clone()).or_default().leave(slug.to_owned());
+        self.all.entry(id.clone()).or_default().leave(slug.to_owned());
     }
 
     /// Nothing is seen any more: zeros for all that is not zero.
     pub fn end(&mut self, topics: &Topics) -> Payloads {
-        let ids: Vec<CameraId> = self.0.keys().cloned().collect();
-        ids.iter().flat_map(|id| self.looked(id, &[], topics)).collect()
+        let ids: Vec<CameraId> = self.all.keys().cloned().collect();
+        let mut payloads: Payloads = ids.iter().flat_map(|id| self.looked(id, &[], topics)).collect();
+        payloads.extend(ids.iter().flat_map(|id| self.tracked(id, std::iter::empty(), topics)));
+        payloads
     }
 
     /// The slug of a label that a camera is asked for; `None` for the model's own words.
     pub fn slug(&self, id: &CameraId, label: &str) -> Option<&str> {
         let key = label::key(label);
-        self.0.get(id)?.labels.iter().find(|label| label.key == key).map(|label| label.slug.as_str())
+        self.all.get(id)?.labels.iter().find(|label| label.key == key).map(|label| label.slug.as_str())
     }
 
     /// Takes in that there is a picture of a label on the broker.
     pub fn pictured(&mut self, id: &CameraId, slug: &str) {
-        self.0.entry(id.clone()).or_default().pictured.insert(slug.to_owned());
+        self.all.entry(id.clone()).or_default().pictured.insert(slug.to_owned());
     }
 
     /// Where there are pictures of labels that are asked for.
@@ -157,27 +205,27 @@ impl Cameras {
             let asked = camera.pictured.iter().filter(|slug| camera.labels.iter().any(|label| label.slug == **slug));
             asked.flat_map(|slug| topics.snapshots(id, slug)).collect::<Vec<_>>()
         };
-        self.0.iter().flat_map(of).collect()
+        self.all.iter().flat_map(of).collect()
     }
 
     /// Whether there is such a camera.
     pub fn knows(&self, id: &CameraId) -> bool {
-        self.0.contains_key(id)
+        self.all.contains_key(id)
     }
 
     /// Takes in how many frames a second a camera sends.
     pub fn rate(&mut self, id: &CameraId, fps: f64) {
-        self.0.entry(id.clone()).or_default().fps = fps;
+        self.all.entry(id.clone()).or_default().fps = fps;
     }
 
     /// Every camera with its newest rate.
     pub fn rates(&self) -> impl Iterator<Item = (&CameraId, f64)> {
-        self.0.iter().map(|(id, camera)| (id, camera.fps))
+        self.all.iter().map(|(id, camera)| (id, camera.fps))
     }
 
     /// The labels a camera is asked for, and the slugs of those that it was asked for before.
     pub fn labels(&self, id: &CameraId) -> (&[Label], Vec<&str>) {
-        self.0.get(id).map_or((&[], Vec::new()), |camera| (&camera.labels, camera.gone.iter().map(String::as_str).collect()))
+        self.all.get(id).map_or((&[], Vec::new()), |camera| (&camera.labels, camera.gone.iter().map(String::as_str).collect()))
     }
 }
 
@@ -185,11 +233,14 @@ impl Cameras {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+    use std::time::Duration;
+
     use super::*;
-    use crate::types::Box01;
+    use crate::base::clock::Utc;
+    use crate::types::{Area, Box01};
 
     fn watched(prompt: &str) -> Watched {
-        Watched { id: CameraId::new("a").unwrap(), prompt: Prompt::new(prompt).unwrap(), enabled: true }
+        Watched { id: CameraId::new("a").unwrap(), prompt: Prompt::new(prompt).unwrap(), enabled: true, zones: Vec::new() }
     }
 
     fn found(labels: &[&str]) -> Vec<Detection> {
@@ -274,5 +325,38 @@ mod tests {
         assert_eq!(cameras.labels(&id).1, ["car", "dog"]);
         let off = Watched { enabled: false, ..watched("caption en") };
         assert_eq!(lines(cameras.watch(&off, &topics))[..2], ["P/a/prompt/state=caption en", "P/a/detect/state=OFF"]);
+    }
+
+    #[test]
+    fn a_camera_that_is_switched_off_has_nobody_in_its_zones() {
+        let (mut cameras, topics) = (Cameras::default(), Topics::new("P").with_frigate(Some("F")));
+        let zone = Zone { name: "gate".into(), area: Area::default(), inertia: Duration::ZERO, loitering: Duration::ZERO };
+        let on = Watched { zones: vec![zone], ..watched("detect cat") };
+        assert_eq!(
+            lines(cameras.watch(&on, &topics))[2..],
+            ["P/a/count/cat=0", "F/a/cat=0", "F/a/all=0", "P/a/zone/gate/count/cat=0", "F/gate/all=0", "F/gate/cat=0"]
+        );
+        let time = Utc::from_millis(0);
+        let cat = Track {
+            id: "1".into(),
+            label: "cat".into(),
+            score: 0.5,
+            top_score: 0.5,
+            start: time,
+            last: time,
+            box01: Box01::from_locs([0, 0, 512, 512]),
+            stationary: false,
+            zones: vec!["gate".into()],
+            entered_zones: vec!["gate".into()],
+        };
+        let there = ["P/a/zone/gate/count/cat=1", "F/gate/all=1", "F/gate/cat=1"];
+        let none = ["P/a/zone/gate/count/cat=0", "F/gate/all=0", "F/gate/cat=0"];
+        assert_eq!(lines(cameras.tracked(&on.id, [&cat].into_iter(), &topics)), there);
+        let off = Watched { enabled: false, ..on.clone() };
+        assert_eq!(lines(cameras.watch(&off, &topics))[2..], none);
+        assert!(cameras.tracked(&on.id, [&cat].into_iter(), &topics).is_empty(), "it was under way");
+        cameras.watch(&on, &topics);
+        assert_eq!(lines(cameras.tracked(&on.id, [&cat].into_iter(), &topics)), there);
+        assert_eq!(lines(cameras.end(&topics)), none);
     }
 }

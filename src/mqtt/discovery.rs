@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use crate::mqtt::label::Label;
 use crate::mqtt::payload::{OFFLINE, ONLINE};
 use crate::mqtt::topic::Topics;
+use crate::mqtt::zones::{Pair, Spot};
 use crate::types::{CameraId, CameraState};
 
 /// What Home Assistant publishes on `<prefix>/status` once it is there.
@@ -28,6 +29,10 @@ pub struct Device<'a> {
     pub labels: &'a [Label],
     /// Slugs of labels whose entities shall go.
     pub gone: &'a [&'a str],
+    /// The labels that its zones look at.
+    pub spots: &'a [Spot],
+    /// Slugs of zones and labels whose entities shall go.
+    pub left: &'a [&'a Pair],
     /// Whether commands are heard.
     pub control: bool,
     /// Whether pictures are published.
@@ -189,6 +194,15 @@ impl Device<'_> {
             entities.push((count_key(slug), bare("sensor")));
             entities.push((snapshot_key(slug), bare("image")));
         }
+        for spot in self.spots {
+            let pair = (&*spot.zone.1, &*spot.label.slug);
+            entities.push((zone_key("occupancy", pair), self.zone_occupancy(spot)));
+            entities.push((zone_key("count", pair), self.zone_count(spot)));
+        }
+        for (zone, slug) in self.left {
+            entities.push((zone_key("occupancy", (zone, slug)), bare("binary_sensor")));
+            entities.push((zone_key("count", (zone, slug)), bare("sensor")));
+        }
         entities
     }
 
@@ -254,10 +268,22 @@ impl Device<'_> {
     }
 
     fn occupancy(&self, label: &Label) -> Component {
+        self.occupied(label.name.clone(), self.topics.count(self.camera, &label.slug))
+    }
+
+    fn zone_occupancy(&self, Spot { zone, label }: &Spot) -> Component {
+        self.occupied(format!("{} {}", zone.0, label.name), self.topics.zone_count(self.camera, &zone.1, &label.slug))
+    }
+
+    fn zone_count(&self, Spot { zone, label }: &Spot) -> Component {
+        self.counted(format!("{} {} count", zone.0, label.name), self.topics.zone_count(self.camera, &zone.1, &label.slug))
+    }
+
+    fn occupied(&self, name: String, topic: String) -> Component {
         Component {
             p: "binary_sensor",
-            name: Some(label.name.clone()),
-            state_topic: Some(self.topics.count(self.camera, &label.slug)),
+            name: Some(name),
+            state_topic: Some(topic),
             value_template: Some("{{ 'ON' if value | int(0) > 0 else 'OFF' }}"),
             device_class: Some("occupancy"),
             ..self.seen()
@@ -275,10 +301,14 @@ impl Device<'_> {
     }
 
     fn count(&self, label: &Label) -> Component {
+        self.counted(format!("{} count", label.name), self.topics.count(self.camera, &label.slug))
+    }
+
+    fn counted(&self, name: String, topic: String) -> Component {
         Component {
             p: "sensor",
-            name: Some(format!("{} count", label.name)),
-            state_topic: Some(self.topics.count(self.camera, &label.slug)),
+            name: Some(name),
+            state_topic: Some(topic),
             state_class: Some("measurement"),
             icon: Some("mdi:counter"),
             ..self.seen()
@@ -303,6 +333,11 @@ fn count_key(slug: &str) -> String {
     format!("count_{slug}")
 }
 
+/// No slug has a hyphen, so no two pairs share a key.
+fn zone_key(what: &str, (zone, slug): (&str, &str)) -> String {
+    format!("zone_{what}_{zone}-{slug}")
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -316,8 +351,18 @@ mod tests {
         let (camera, topics) = (CameraId::new("street").unwrap(), Topics::new("site/north"));
         assert_eq!(topic("homeassistant", &topics, &camera), "homeassistant/device/site_north_street/config");
         let labels = [Label { name: "traffic light".to_owned(), slug: "traffic_light".to_owned(), key: "traffic_light".to_owned() }];
-        let device =
-            Device { camera: &camera, topics: &topics, model: "a/model", labels: &labels, gone: &["cat"], control: false, snapshots: true };
+        let spots = [Spot { zone: ("Front gate".into(), "front_gate".to_owned()), label: labels[0].clone() }];
+        let device = Device {
+            camera: &camera,
+            topics: &topics,
+            model: "a/model",
+            labels: &labels,
+            gone: &["cat"],
+            spots: &spots,
+            left: &[&("lawn".to_owned(), "cat".to_owned())],
+            control: false,
+            snapshots: true,
+        };
         let value: Value = serde_json::from_slice(&config(&device)).unwrap();
         assert_eq!(value["dev"]["identifiers"], json!(["site_north_street"]));
         assert_eq!((&value["dev"]["model"], &value["o"]["name"]), (&json!("a/model"), &json!("palisade")));
@@ -339,6 +384,17 @@ mod tests {
         assert_eq!(value["cmps"]["occupancy_cat"], json!({"p": "binary_sensor"}), "gone: nothing but the platform");
         assert_eq!(value["cmps"]["count_cat"], json!({"p": "sensor"}));
         assert_eq!(value["cmps"]["snapshot_cat"], json!({"p": "image"}));
+        let zone = &value["cmps"]["zone_occupancy_front_gate-traffic_light"];
+        let mut expected = value["cmps"]["occupancy_traffic_light"].clone();
+        expected["unique_id"] = json!("site_north_street_zone_occupancy_front_gate-traffic_light");
+        expected["name"] = json!("Front gate traffic light");
+        expected["state_topic"] = json!("site/north/street/zone/front_gate/count/traffic_light");
+        assert_eq!(*zone, expected, "as the camera's own, availability included");
+        let zone = &value["cmps"]["zone_count_front_gate-traffic_light"];
+        assert_eq!((&zone["p"], &zone["name"]), (&json!("sensor"), &json!("Front gate traffic light count")));
+        assert_eq!((&zone["state_topic"], &zone["state_class"]), (&expected["state_topic"], &json!("measurement")));
+        assert_eq!(value["cmps"]["zone_occupancy_lawn-cat"], json!({"p": "binary_sensor"}));
+        assert_eq!(value["cmps"]["zone_count_lawn-cat"], json!({"p": "sensor"}));
         let expected = json!({
             "p": "image", "unique_id": "site_north_street_snapshot_traffic_light", "name": "traffic light snapshot",
             "image_topic": "site/north/street/snapshot/traffic_light", "content_type": "image/jpeg"

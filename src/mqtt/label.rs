@@ -2,6 +2,7 @@
 
 use crate::base::hash::{FNV_OFFSET, fnv1a};
 use crate::mqtt::topic::slug;
+use crate::types::label_key;
 
 /// A label that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +35,18 @@ pub fn labels(names: &[String]) -> Vec<Label> {
         }
     }
     labels
+}
+
+/// The names of a camera's zones as topic levels, in their order. As with labels, those that would come to share one have
+/// eight digits behind them, but for one that is written so. No two names differ in case only.
+pub fn places(names: &[&str]) -> Vec<String> {
+    let slugs: Vec<String> = names.iter().map(|name| slug(name)).collect();
+    let shared = |slug: &String| slugs.iter().filter(|other| *other == slug).count() > 1;
+    let level = |(name, slug): (&&str, &String)| match label_key(name) {
+        key if shared(slug) && key != *slug => format!("{slug}_{:08x}", fnv1a(FNV_OFFSET, key.as_bytes())),
+        _ => slug.clone(),
+    };
+    names.iter().zip(&slugs).map(level).collect()
 }
 
 /// What two labels have in common that differ in case and in what stands between words only.

@@ -22,7 +22,7 @@ use crate::mqtt::topic::Topics;
 use crate::mqtt::trouble::Quiet;
 use crate::mqtt::wire::PACKET_OVERHEAD;
 use crate::mqtt::{OWN_PACKET, discovery, stats};
-use crate::types::{CameraId, CameraStatus, Event, Looked};
+use crate::types::{CameraId, CameraStatus, Event, Looked, Track};
 
 /// A topic of ours has no more bytes: a prefix of 200, a camera of 63, and a label.
 const LONGEST_TOPIC: usize = 800;
@@ -137,6 +137,23 @@ impl Publisher {
         self.0.max_packet.min(self.0.broker_limit.load(Ordering::Relaxed))
     }
 
+    /// Publishes how many of each label are in a camera's zones, retained, where that changed. `tracks` are the objects that were
+    /// told of and have not ended.
+    pub fn tracked<'t>(&self, camera: &CameraId, tracks: impl Iterator<Item = &'t Track>) {
+        // Held until they are on the desk, so that what is counted later is also published later.
+        let mut cameras = self.cameras();
+        let changed = cameras.tracked(camera, tracks, &self.0.topics);
+        if !changed.is_empty() {
+            self.retain(Stage::State, changed);
+        }
+    }
+
+    /// Takes in which cameras there are, before the first is watched.
+    pub(super) fn know<'c>(&self, ids: impl Iterator<Item = &'c CameraId>) {
+        let mut cameras = self.cameras();
+        ids.for_each(|id| cameras.know(id));
+    }
+
     /// Publishes what a camera is asked and whether it is looked at, retained, with zeros for labels that are new. May be
     /// called again when that changes: counts and entities of labels no longer asked for are then cleared.
     pub fn watch(&self, watched: &Watched) {
@@ -146,17 +163,26 @@ impl Publisher {
         if let Some(prefix) = discovery {
             let (labels, gone) = cameras.labels(&watched.id);
             let control = self.0.control.is_some();
+            let (spots, left) = cameras.zones(&watched.id).map(|zones| (zones.spots(), zones.gone())).unwrap_or_default();
             let device = discovery::Device {
                 camera: &watched.id,
                 topics,
                 model: &context.model,
                 labels,
                 gone: &gone,
+                spots,
+                left: &left,
                 control,
                 snapshots: self.0.snapshots,
             };
             let topic = discovery::topic(prefix, topics, &watched.id);
-            self.retain(Stage::Discovery, vec![(topic, discovery::config(&device))]);
+            let mut config = discovery::config(&device);
+            if topic.len() + config.len() + PACKET_OVERHEAD > OWN_PACKET {
+                let detail = format!("camera {} has {} of them", watched.id, spots.len());
+                self.warn("Home Assistant is not told of the zones: with so many zones and labels no message holds all entities", &detail);
+                config = discovery::config(&discovery::Device { spots: &[], left: &[], ..device });
+            }
+            self.retain(Stage::Discovery, vec![(topic, config)]);
         }
         self.retain(Stage::State, state);
     }
@@ -167,6 +193,9 @@ impl Publisher {
         for (_, topic) in told.topics() {
             if let Some((_, slug)) = self.0.topics.counted(topic).filter(|(id, _)| *id == camera.as_str()) {
                 cameras.earlier(camera, slug);
+            }
+            if let Some((_, zone, slug)) = self.0.topics.zone_counted(topic).filter(|(id, ..)| *id == camera.as_str()) {
+                cameras.earlier_zone(camera, zone, slug);
             }
             if let Some((_, slug)) = self.0.topics.pictured(topic).filter(|(id, _)| self.0.snapshots && *id == camera.as_str()) {
                 cameras.pictured(camera, slug);

@@ -85,6 +85,27 @@ impl Topics {
         topic.strip_prefix(&self.prefix)?.strip_prefix('/')?.split_once("/count/")
     }
 
+    /// How many of a label are in a camera's zone: `P/<camera>/zone/<zone>/count/<label>`, by their slugs.
+    pub fn zone_count(&self, camera: &CameraId, zone: &str, label: &str) -> String {
+        format!("{}/{camera}/zone/{zone}/count/{label}", self.prefix)
+    }
+
+    /// The camera, as written, and the slugs of zone and label of such a topic.
+    pub fn zone_counted<'t>(&self, topic: &'t str) -> Option<(&'t str, &'t str, &'t str)> {
+        let (camera, rest) = topic.strip_prefix(&self.prefix)?.strip_prefix('/')?.split_once("/zone/")?;
+        let (zone, label) = rest.split_once("/count/")?;
+        Some((camera, zone, label))
+    }
+
+    /// Where Frigate's readers look for a zone's count of a label, and for the sum of its labels: `frigate/<zone>/<label>`,
+    /// `frigate/<zone>/all`.
+    pub fn frigate_zone(&self, zone: &str, label: &str) -> Vec<String> {
+        let Some(prefix) = &self.frigate else { return Vec::new() };
+        // Frigate's readers take that one for the sum.
+        let own = Some(label).filter(|label| *label != ALL);
+        own.into_iter().chain([ALL]).map(|last| format!("{prefix}/{zone}/{last}")).collect()
+    }
+
     /// A picture of the newest object of a label: `P/<camera>/snapshot/<slug>`.
     pub fn snapshot(&self, camera: &CameraId, slug: &str) -> String {
         format!("{}/{camera}/snapshot/{slug}", self.prefix)
@@ -180,6 +201,7 @@ mod tests {
     fn frigates_topics_are_there_only_where_they_are_asked_for() {
         let (plain, camera) = (Topics::new("site/north"), CameraId::new("street").unwrap());
         assert_eq!(plain.counts(&camera, "cat"), ["site/north/street/count/cat"]);
+        assert!(plain.frigate_zone("gate", "cat").is_empty());
         assert_eq!((plain.frigate_all(&camera), plain.frigate_events(), plain.frigate_available()), (None, None, None));
         let topics = plain.with_frigate(Some("a/frigate"));
         assert_eq!(topics.counts(&camera, "cat"), ["site/north/street/count/cat", "a/frigate/street/cat"]);
@@ -188,6 +210,13 @@ mod tests {
         assert_eq!(topics.frigate_events().as_deref(), Some("a/frigate/events"));
         assert_eq!(topics.frigate_available().as_deref(), Some("a/frigate/available"));
         assert_eq!(topics.counted("site/north/street/count/cat"), Some(("street", "cat")));
+        let zone = topics.zone_count(&camera, "gate", "cat");
+        assert_eq!(zone, "site/north/street/zone/gate/count/cat");
+        assert_eq!(topics.zone_counted(&zone), Some(("street", "gate", "cat")));
+        assert!(topics.counted(&zone).is_some_and(|(id, _)| CameraId::new(id).is_err()), "it is no camera's own count");
+        assert_eq!(topics.zone_counted("site/north/street/count/cat"), None);
+        assert_eq!(topics.frigate_zone("gate", "cat"), ["a/frigate/gate/cat", "a/frigate/gate/all"]);
+        assert_eq!(topics.frigate_zone("gate", "all"), ["a/frigate/gate/all"]);
         for other in ["site/street/count/cat", "site/northern/street/count/cat", "site/north/street/status"] {
             assert_eq!(topics.counted(other), None, "{other}");
         }

@@ -5,7 +5,6 @@
 
 mod plan;
 mod ring;
-mod shelf;
 mod stamp;
 mod writer;
 
@@ -21,10 +20,10 @@ use crate::base::metrics::{Counter, Metrics};
 use crate::base::sync;
 use crate::base::thread::{self, Thread};
 use crate::config::RecordConfig;
+use crate::sink::shelf::{Shelf, Stock};
 use crate::sink::video::check_clips;
 use crate::types::{CameraId, Codec, Encoded, EncodedUnit, Event};
 use plan::{Order, Plan, Rules};
-use shelf::Shelf;
 use writer::Writer;
 
 /// What a camera's pictures may take ahead of a clip: ten seconds at 50 Mbit/s.
@@ -36,6 +35,9 @@ const WAITING_BYTES: usize = 96 << 20;
 
 /// What else may wait: beginnings and ends of files.
 const WAITING_WORDS: usize = 64;
+
+/// A clip's name is a time alone.
+const FORM: &str = "00000000T000000.000Z.mp4";
 
 /// A camera whose clips are kept.
 #[derive(Clone, Debug)]
@@ -88,7 +90,9 @@ impl Recorder {
     pub fn start(config: RecordConfig, cameras: &[Recorded], metrics: &Metrics) -> Result<Self> {
         check_clips()?;
         let ids: Vec<CameraId> = cameras.iter().map(|one| one.camera.clone()).collect();
-        let shelf = Arc::new(Shelf::open(config.clone(), &ids, metrics)?);
+        let RecordConfig { keep_for, keep_bytes, .. } = config;
+        let stock = Stock { key: "record.dir", dir: config.dir.clone(), form: FORM, keep_for, keep_bytes, removed: "clips_removed" };
+        let shelf = Arc::new(Shelf::open(stock, &ids, metrics)?);
         let mut recorder = Self { tapes: BTreeMap::new(), writers: Vec::new(), shelf: shelf.clone() };
         for Recorded { camera, lag } in cameras {
             let RecordConfig { pre_roll, post_roll, max_clip, .. } = config;

@@ -13,7 +13,7 @@ use super::state::start_watching;
 use crate::support::broker::{Broker, LONG, Subscriber, eventually};
 
 fn asked(id: &str, prompt: &str) -> Watched {
-    Watched { id: camera(id), prompt: Prompt::new(prompt).unwrap(), enabled: true }
+    Watched { id: camera(id), prompt: Prompt::new(prompt).unwrap(), enabled: true, zones: Vec::new() }
 }
 
 fn both() -> [Watched; 2] {

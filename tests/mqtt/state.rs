@@ -17,7 +17,7 @@ use crate::support::broker::{Broker, LONG, Received, Subscriber, eventually};
 const CONFIG: &str = "homeassistant/device/palisade_street/config";
 
 pub fn street(prompt: &str) -> Watched {
-    Watched { id: camera("street"), prompt: Prompt::new(prompt).unwrap(), enabled: true }
+    Watched { id: camera("street"), prompt: Prompt::new(prompt).unwrap(), enabled: true, zones: Vec::new() }
 }
 
 pub fn start_watching(config: MqttConfig, watched: &[Watched]) -> Mqtt {
@@ -50,7 +50,7 @@ fn discovery_comes_first_then_all_other_state_then_online() {
     let broker = Broker::start();
     let early = Subscriber::new(&broker, "#");
     let config = MqttConfig { topic_prefix: "Site/North".to_owned(), ..broker.config("order") };
-    let off = Watched { id: camera("yard"), prompt: Prompt::new("caption en").unwrap(), enabled: false };
+    let off = Watched { id: camera("yard"), prompt: Prompt::new("caption en").unwrap(), enabled: false, zones: Vec::new() };
     let mqtt = start_watching(config, &[street("detect Cat ; traffic light ; лошадь"), off]);
     early.wait_text("Site/North/status", "online");
     let messages = early.messages();

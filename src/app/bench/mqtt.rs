@@ -124,7 +124,7 @@ impl Bench<'_> {
 
     fn link(&self, port: u16, state: Option<PathBuf>) -> Result<(Mqtt, Counter)> {
         let metrics = Metrics::new();
-        let camera = Watched { id: CameraId::new(CAMERA)?, prompt: Prompt::new(PROMPT)?, enabled: true };
+        let camera = Watched { id: CameraId::new(CAMERA)?, prompt: Prompt::new(PROMPT)?, enabled: true, zones: Vec::new() };
         let context = Context { model: "bench".to_owned(), run: uuid::Uuid::new_v4() };
         let mqtt = mqtt::start(config(port, state), std::slice::from_ref(&camera), context, &metrics)?;
         Ok((mqtt, metrics.counter("mqtt_published", CAMERA)))

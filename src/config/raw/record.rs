@@ -2,12 +2,9 @@
 
 use std::time::Duration;
 
-use crate::config::raw::{DAY, required};
+use crate::config::raw::{required, retention};
 use crate::config::reader::Section;
 use crate::config::{CameraConfig, Record, RecordConfig};
-
-/// Bytes of a gigabyte, as disks are sold.
-const GIGABYTE: f64 = 1e9;
 
 /// The table, which a camera whose clips are kept cannot do without.
 pub(super) fn table(root: &mut Section<'_, '_>, cameras: &[CameraConfig]) -> Option<RecordConfig> {
@@ -24,8 +21,7 @@ pub(super) fn table(root: &mut Section<'_, '_>, cameras: &[CameraConfig]) -> Opt
     let pre_roll = seconds("pre_roll", 0.0..=60.0, default.pre_roll);
     let post_roll = seconds("post_roll", 0.0..=600.0, default.post_roll);
     let max_clip = seconds("max_clip", 10.0..=3600.0, default.max_clip);
-    let keep_for = Duration::from_secs_f64(section.number("keep_days", 0.001..=3650.0, default.keep_for.as_secs_f64() / DAY) * DAY);
-    let keep_bytes = (section.number("keep_gb", 0.001..=1e6, default.keep_bytes as f64 / GIGABYTE) * GIGABYTE) as u64;
+    let (keep_for, keep_bytes) = retention(&mut section, default.keep_for, default.keep_bytes);
     section.finish();
     Some(RecordConfig { pre_roll, post_roll, max_clip, keep_for, keep_bytes, ..default })
 }

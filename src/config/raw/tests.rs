@@ -541,3 +541,28 @@ fn clips_need_a_folder_and_an_encoded_stream() {
     let message = "has no meaning beside pipeline, which ends in raw video; must be off, or the camera opened by uri";
     assert_eq!(faults(raw), [format!("line 7: camera[0].record {message}")]);
 }
+
+#[test]
+fn pictures_of_objects_are_as_their_table_says() {
+    let text = |table: &str| {
+        format!("[model]\npath = \"samples\"\n[[camera]]\nid = \"a\"\nuri = \"rtsp://h/s\"\nprompt = \"detect cat\"\n{table}")
+    };
+    assert!(read(&text("")).unwrap().gallery.is_none() && read(&text("[events]\n")).unwrap().gallery.is_none());
+    let usual = read(&text("[events.snapshots]\ndir = \"objects\"")).unwrap().gallery.unwrap();
+    assert_eq!((usual.dir, usual.crop, usual.annotate, usual.quality, usual.max_height), ("objects".into(), false, true, 85, None));
+    assert_eq!((usual.keep_for, usual.keep_bytes), (Duration::from_secs(7 * 86_400), 2_000_000_000));
+    let all =
+        "[events.snapshots]\ndir = \"o\"\ncrop = true\nannotate = false\nquality = 60\nmax_height = 480\nkeep_days = 1\nkeep_gb = 0.5";
+    let all = read(&text(all)).unwrap().gallery.unwrap();
+    assert_eq!((all.crop, all.annotate, all.quality, all.max_height), (true, false, 60, Some(480)));
+    assert_eq!((all.keep_for, all.keep_bytes), (Duration::from_secs(86_400), 500_000_000));
+    let bad = "[events]\nsnapshot = 1\n[events.snapshots]\nquality = 0\nmax_height = 32\nkeep = 3";
+    let expected = [
+        "line 8: events.snapshot is not a known key; did you mean snapshots?",
+        "line 9: events.snapshots.dir is missing; must be the folder for the pictures",
+        "line 10: events.snapshots.quality is 0; must be in 1..=100",
+        "line 11: events.snapshots.max_height is 32; must be in 64..=8192",
+        "line 12: events.snapshots.keep is not a known key; known here: annotate, crop, dir, keep_days, keep_gb, max_height, quality",
+    ];
+    assert_eq!(faults(&text(bad))[..], expected.map(str::to_owned)[..]);
+}

@@ -35,6 +35,10 @@ impl Heard {
             [camera, "events"] if value.is_object() => (*camera, event(&value)),
             [camera, "count", label] if self.payload.is_empty() => (*camera, format!("count of {label} is no longer told")),
             [camera, "count", label] => (*camera, format!("count {label} {}", self.text())),
+            [camera, "zone", zone, "count", label] if self.payload.is_empty() => {
+                (*camera, format!("count of {label} in {zone} is no longer told"))
+            }
+            [camera, "zone", zone, "count", label] => (*camera, format!("count {label} in {zone} {}", self.text())),
             [camera, what @ ..] if !what.is_empty() => (*camera, format!("{} {}", what.join("/"), self.text())),
             _ => ("-", format!("{below} {}", self.text())),
         };
@@ -124,6 +128,8 @@ mod tests {
             ("street/events", &event, "T street  new cat 0.91 at 0.35,0.56 in gate (first seen) track 7-a"),
             ("street/count/cat", "2", "2026-11-23T14:03:07.120Z street  count cat 2"),
             ("street/count/cat", "", "2026-11-23T14:03:07.120Z street  count of cat is no longer told"),
+            ("street/zone/gate/count/cat", "2", "2026-11-23T14:03:07.120Z street  count cat in gate 2"),
+            ("street/zone/gate/count/cat", "", "2026-11-23T14:03:07.120Z street  count of cat in gate is no longer told"),
             ("street/detect/state", "ON", "2026-11-23T14:03:07.120Z street  detect/state ON"),
             ("street/prompt/state", "a\u{1b}[2J\n", "2026-11-23T14:03:07.120Z street  prompt/state a [2J "),
             ("stats", "{}", "2026-11-23T14:03:07.120Z -  stats {}"),

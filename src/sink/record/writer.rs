@@ -11,8 +11,8 @@ use crate::base::error::{Error, Result};
 use crate::base::metrics::{Counter, Metrics};
 use crate::sink::record::Waiting;
 use crate::sink::record::plan::Order;
-use crate::sink::record::shelf::Shelf;
 use crate::sink::record::stamp::{Pattern, Stamper};
+use crate::sink::shelf::Shelf;
 use crate::sink::video::ClipFile;
 use crate::types::{CameraId, Codec, EncodedUnit};
 

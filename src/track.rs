@@ -69,6 +69,8 @@ pub struct Tracker {
     last: Option<Last>,
     /// Since when it is known that no look may come.
     dark: Option<Instant>,
+    /// What the newest look saw and is not followed, for there are too many objects.
+    beyond: usize,
 }
 
 /// The newest look.
@@ -103,7 +105,7 @@ impl Last {
 impl Tracker {
     /// Knows of no object yet.
     pub fn new(camera: CameraId, rules: Tracking, pace: Pace) -> Self {
-        Self { camera, rules, pace, objects: Vec::new(), last: None, dark: None }
+        Self { camera, rules, pace, objects: Vec::new(), last: None, dark: None, beyond: 0 }
     }
 
     /// Takes in a look, in the order of the camera; gives what there is to tell of it, ends first.
@@ -124,6 +126,7 @@ impl Tracker {
         events.extend(
             self.end(look.captured, |tracker, object| object.missed() > 0 && object.unseen(view.at) >= tracker.allowed(object, apart)),
         );
+        self.beyond = 0;
         for one in found.iter().zip(&given).filter(|(_, given)| given.is_none()).map(|(one, _)| one) {
             self.begin(one, look);
         }
@@ -159,6 +162,11 @@ impl Tracker {
         let Some(last) = &self.last else { return Vec::new() };
         let stamp = last.stamp(now);
         self.end(stamp, |_, _| true)
+    }
+
+    /// How many detections of the newest look are not followed, for there are 512 objects already.
+    pub fn beyond(&self) -> usize {
+        self.beyond
     }
 
     /// The objects that were told of and have not ended, with whether the newest look saw each.
@@ -231,7 +239,11 @@ impl Tracker {
     }
 
     fn begin(&mut self, found: &Found<'_>, look: &Look<'_>) {
-        if found.score < self.rules.start_score || self.objects.len() >= MOST {
+        if found.score < self.rules.start_score {
+            return;
+        }
+        if self.objects.len() >= MOST {
+            self.beyond += 1;
             return;
         }
         let track = Track {

@@ -189,8 +189,11 @@ impl Step {
         if let Some(publisher) = &self.told.publisher {
             publisher.looked(&looked);
         }
-        let followed = self.followed.get_mut(&looked.frame.camera);
-        let events = followed.map(|one| one.tracker.step(&look(&looked))).unwrap_or_default();
+        let mut events = Vec::new();
+        if let Some(one) = self.followed.get_mut(&looked.frame.camera) {
+            events = one.tracker.step(&look(&looked));
+            self.metrics.counter("detections_not_followed", looked.frame.camera.as_str()).add_many(one.tracker.beyond() as u64);
+        }
         self.count(&looked.frame.camera);
         self.show(&looked.frame.camera);
         (Numbered { looked, events }, ticket)

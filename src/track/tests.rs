@@ -354,7 +354,8 @@ fn objects_are_bounded() {
     let mut scene = Scene::new(Tracking { confirm_looks: 1, ..Tracking::default() }, 1.0, 1.0);
     let many: Vec<Detection> =
         (0..600).map(|n| one("cat", 0.9, 0.01 + 0.03 * (n % 30) as f32, 0.04 + 0.04 * (n / 30) as f32, 0.01, 0.01)).collect();
-    assert_eq!(scene.look(0.0, &many).len(), MOST);
+    assert_eq!((scene.look(0.0, &many).len(), scene.tracker.beyond()), (MOST, 600 - MOST));
+    assert_eq!((scene.look(0.5, &many[..10]).len(), scene.tracker.beyond()), (0, 0));
     assert_eq!(scene.finish(1.0).len(), MOST);
 }
 

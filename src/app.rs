@@ -11,6 +11,7 @@ pub mod topics;
 
 mod paint;
 mod results;
+mod standing;
 mod steer;
 
 use std::sync::{Arc, Mutex};
@@ -29,6 +30,7 @@ use crate::base::sync;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
 use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig, Record, RtspVideo};
+use crate::console::{self, Console};
 use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
 use crate::gate::Gate;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
@@ -41,6 +43,7 @@ use crate::source::{self, Decoders, Hooks, Source, Tapped};
 use crate::types::{CameraId, CameraState, CameraStatus, Encoded};
 use paint::Brush;
 use results::{Results, Told};
+use standing::Standing;
 use steer::{Asked, Steer};
 
 /// From the order to stop: how long a worker may finish its frame; an answer of a large model may take longer.
@@ -54,6 +57,9 @@ const ALIVE: Duration = Duration::from_secs(15);
 
 /// So many pipelines may hang: each holds memory, threads and a connection for ever.
 const MOST_HANGING: u64 = 3;
+
+/// From the order to stop: for answers that are under way over HTTP.
+const CONSOLE_GRACE: Duration = Duration::from_millis(1500);
 
 /// For the last messages and `offline`.
 const MQTT_GRACE: Duration = Duration::from_millis(1500);
@@ -81,18 +87,21 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     let live = live(&config.output, &ids, metrics)?;
     let sinks = open_sinks(&config.output, &ids, live.clone(), metrics)?;
     let recorder = open_recorder(&config, metrics)?;
+    let standing = Standing::default();
+    let console = open_console(&config, &ids, &standing, shutdown, metrics)?;
     let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
     let state = config.mqtt.as_ref().and_then(|mqtt| mqtt.state_dir.as_deref()).map(|folder| Arc::new(Claim::new(folder)));
     let control = config.mqtt.as_ref().is_some_and(|mqtt| mqtt.control);
     let steer = Arc::new(Steer::new(&config.cameras, state.as_ref().filter(|_| control))?);
     let mqtt = start_mqtt(&config, state, &steer, &model, metrics)?;
     let daemon = Daemon::start(config, (sinks, live, recorder), &model, mqtt, &steer, shutdown, metrics)?;
+    standing.runs(&daemon.results);
     systemd::ready();
     systemd::status(&format!("watching {} cameras with {}", ids.len(), model.name()));
     tracing::info!(model = model.name(), cameras = ids.len(), "running");
     let ended = daemon.wait(shutdown);
     systemd::stopping();
-    let begin = daemon.stop(shutdown);
+    let begin = daemon.stop(shutdown, console);
     steer.finish((Instant::now() + CONTROL_GRACE).min(begin + STOP_GRACE));
     ended
 }
@@ -120,6 +129,13 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, m
         sinks.push(Box::new(CustomSink::new(index, config.clone())?));
     }
     Ok(sinks)
+}
+
+/// Answers from before the model is loaded on, which may take long.
+fn open_console(config: &Config, ids: &[CameraId], standing: &Standing, shutdown: &Shutdown, metrics: &Metrics) -> Result<Option<Console>> {
+    let Some(console) = config.console.clone() else { return Ok(None) };
+    let shown = console::Shown { cameras: ids.to_vec(), ready: standing.ready(shutdown) };
+    Console::start(console, console::Limits::default(), shown, metrics).map(Some)
 }
 
 /// Where clips of some cameras are to be kept. An object is told of when it was seen often and long enough, and the model has
@@ -287,13 +303,17 @@ impl Daemon {
     }
 
     /// Joins every stage; returns when the stop began.
-    fn stop(self, shutdown: &Shutdown) -> Instant {
+    fn stop(self, shutdown: &Shutdown, console: Option<Console>) -> Instant {
         // After the natural end of all sources the last frames are still looked at, however long the model takes.
         while !shutdown.is_set() && !self.workers.iter().all(Thread::is_finished) {
             shutdown.wait(Duration::from_millis(20));
         }
         shutdown.trigger();
         let begin = Instant::now();
+        // First of all: what it shows is about to end.
+        if let Some(console) = console {
+            console.finish(begin + CONSOLE_GRACE);
+        }
         let sources_left = self.sources.into_iter().map(|source| source.join_until(begin + WORKERS_GRACE)).filter(|joined| !joined).count();
         let workers_left = self.workers.into_iter().map(|worker| worker.join_until(begin + WORKERS_GRACE)).filter(|joined| !joined).count();
         if sources_left > 0 {

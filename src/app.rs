@@ -111,7 +111,8 @@ fn live(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) -> Resul
     if config.rtsp.is_none_or(|rtsp| rtsp.video != RtspVideo::Live) {
         return Ok(None);
     }
-    Ok(Some(Live::new(cameras, Arc::new(Brush::new()?), metrics)))
+    let encoder = config.rtsp.map(|rtsp| rtsp.encoder).unwrap_or_default();
+    Live::new(cameras, encoder, Arc::new(Brush::new()?), metrics).map(Some)
 }
 
 fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, metrics: &Metrics) -> Result<Vec<Box<dyn Sink>>> {

@@ -1,5 +1,7 @@
 //! Live video over RTSP: real cameras in processes of their own, real viewers.
 
+mod watch;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -17,7 +19,7 @@ use crate::support::source::{Open, PATIENCE, camera, open_told};
 use palisade::annotate::Annotator;
 use palisade::base::clock::Utc;
 use palisade::base::metrics::Metrics;
-use palisade::config::{CameraConfig, Decode, RtspConfig, RtspVideo};
+use palisade::config::{CameraConfig, Decode, EncoderKind, RtspConfig, RtspVideo};
 use palisade::sink::video::{Live, Painter, RtspSink};
 use palisade::sink::{Picture, Sink};
 use palisade::types::{Box01, CameraId, CameraState, CameraStatus, Encoded, Mark, Patch};
@@ -45,7 +47,7 @@ fn id() -> CameraId {
 fn serve() -> (Live, RtspSink, Metrics) {
     gstreamer::init().unwrap();
     let metrics = Metrics::new();
-    let live = Live::new(&[id()], Arc::new(Brush(Annotator::new().unwrap())), &metrics);
+    let live = Live::new(&[id()], EncoderKind::X264, Arc::new(Brush(Annotator::new().unwrap())), &metrics).unwrap();
     let config = RtspConfig { video: RtspVideo::Live, ..RtspConfig::new("127.0.0.1:0".parse().unwrap()) };
     let sink = RtspSink::new(config, &[id()], Some(live.clone()), &metrics).unwrap();
     (live, sink, metrics)

@@ -20,7 +20,7 @@ use crate::base::error::{Context, Kind, Result};
 pub use clip::{ClipFile, check_clips};
 pub use custom::{CustomSink, check_fragment};
 pub use file::FileSink;
-pub use live::{Live, Painter};
+pub use live::{Live, Painter, Pictures, Shown, Viewing};
 pub use rtsp::RtspSink;
 
 /// Makes GStreamer ready; further calls do nothing.

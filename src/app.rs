@@ -30,14 +30,14 @@ use crate::base::sync;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
 use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig, Record, RtspVideo};
-use crate::console::{self, Console};
+use crate::console::{Console, Limits as ConsoleLimits, Ready, Screens};
 use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
 use crate::gate::Gate;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
 use crate::mqtt::{self, Mqtt, Patience, Publisher};
 use crate::sink::record::{Recorded, Recorder, Tape};
 use crate::sink::snapshot::SnapshotSink;
-use crate::sink::video::{CustomSink, FileSink, Live, RtspSink};
+use crate::sink::video::{CustomSink, FileSink, Hls, Jpegs, Live, RtspSink};
 use crate::sink::{Fanout, Sink};
 use crate::source::{self, Decoders, Hooks, Source, Tapped};
 use crate::types::{CameraId, CameraState, CameraStatus, Encoded};
@@ -84,11 +84,11 @@ const STOP_GRACE: Duration = Duration::from_millis(9900);
 pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()> {
     source::init()?;
     let ids: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
-    let live = live(&config.output, &ids, metrics)?;
+    let live = live(&config, &ids, metrics)?;
     let sinks = open_sinks(&config.output, &ids, live.clone(), metrics)?;
     let recorder = open_recorder(&config, metrics)?;
     let standing = Standing::default();
-    let console = open_console(&config, &ids, &standing, shutdown, metrics)?;
+    let console = open_console(&config, live.as_ref(), standing.ready(shutdown), metrics)?;
     let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
     let state = config.mqtt.as_ref().and_then(|mqtt| mqtt.state_dir.as_deref()).map(|folder| Arc::new(Claim::new(folder)));
     let control = config.mqtt.as_ref().is_some_and(|mqtt| mqtt.control);
@@ -107,11 +107,12 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
 }
 
 /// What live video is told; `None` where none is asked for.
-fn live(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) -> Result<Option<Live>> {
-    if config.rtsp.is_none_or(|rtsp| rtsp.video != RtspVideo::Live) {
+fn live(config: &Config, cameras: &[CameraId], metrics: &Metrics) -> Result<Option<Live>> {
+    let rtsp = config.output.rtsp.filter(|rtsp| rtsp.video == RtspVideo::Live);
+    if rtsp.is_none() && config.console.is_none() {
         return Ok(None);
     }
-    let encoder = config.rtsp.map(|rtsp| rtsp.encoder).unwrap_or_default();
+    let encoder = rtsp.map(|rtsp| rtsp.encoder).unwrap_or_default();
     Live::new(cameras, encoder, Arc::new(Brush::new()?), metrics).map(Some)
 }
 
@@ -123,8 +124,12 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, m
     if let Some(config) = &config.file {
         sinks.push(Box::new(FileSink::new(config.clone())?));
     }
+    let (passed, own) = if config.rtsp.is_some_and(|rtsp| rtsp.video == RtspVideo::Live) { (live, None) } else { (None, live) };
     if let Some(config) = &config.rtsp {
-        sinks.push(Box::new(RtspSink::new(*config, cameras, live, metrics)?));
+        sinks.push(Box::new(RtspSink::new(*config, cameras, passed, metrics)?));
+    }
+    if let Some(live) = own {
+        sinks.push(Box::new(live));
     }
     for (index, config) in config.custom.iter().enumerate() {
         sinks.push(Box::new(CustomSink::new(index, config.clone())?));
@@ -133,10 +138,10 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, m
 }
 
 /// Answers from before the model is loaded on, which may take long.
-fn open_console(config: &Config, ids: &[CameraId], standing: &Standing, shutdown: &Shutdown, metrics: &Metrics) -> Result<Option<Console>> {
-    let Some(console) = config.console.clone() else { return Ok(None) };
-    let shown = console::Shown { cameras: ids.to_vec(), ready: standing.ready(shutdown) };
-    Console::start(console, console::Limits::default(), shown, metrics).map(Some)
+fn open_console(config: &Config, live: Option<&Live>, ready: Ready, metrics: &Metrics) -> Result<Option<Console>> {
+    let Some((console, live)) = config.console.clone().zip(live) else { return Ok(None) };
+    let screens = Screens { jpegs: Jpegs::new(live.clone(), metrics)?, hls: Hls::new(live.clone(), metrics)?, ready };
+    Console::start(console, ConsoleLimits::default(), screens, metrics).map(Some)
 }
 
 /// Where clips of some cameras are to be kept. An object is told of when it was seen often and long enough, and the model has

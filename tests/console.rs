@@ -1,17 +1,22 @@
 //! The HTTP server: who may ask, what it bears, and what it shows.
 
+mod watch;
+
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::live::{Brush, id};
 use crate::support::http::{Answer, ask, ask_with, closed_after, connect, exchange, read};
+use palisade::annotate::Annotator;
 use palisade::base::metrics::Metrics;
 use palisade::base::redact::SecretString;
 use palisade::config::ConsoleConfig;
-use palisade::console::{Console, Limits, Shown};
-use palisade::types::CameraId;
+use palisade::config::EncoderKind;
+use palisade::console::{Console, Limits, Screens};
+use palisade::sink::video::{Hls, Jpegs, Live};
 
 const TOKEN: &str = "0123456789abcdef+/%";
 
@@ -20,7 +25,14 @@ fn config(token: Option<&str>) -> ConsoleConfig {
     ConsoleConfig { listen: "127.0.0.1:0".parse().unwrap(), token, hosts: vec!["nvr.home".to_owned()] }
 }
 
-/// A server without cameras to show.
+/// What is seen of one camera, of which nothing comes; files of video end some seconds after the last who asked.
+fn screens(metrics: &Metrics) -> (Screens, Live) {
+    let live = Live::new(&[id()], EncoderKind::X264, Arc::new(Brush(Annotator::new().unwrap())), metrics).unwrap();
+    let hls = Hls::with_idle(live.clone(), Duration::from_secs(6), metrics).unwrap();
+    (Screens { jpegs: Jpegs::new(live.clone(), metrics).unwrap(), hls, ready: Arc::new(|| Ok(())) }, live)
+}
+
+/// A server whose camera has no picture.
 struct Rig {
     console: Option<Console>,
     ready: Arc<AtomicBool>,
@@ -33,8 +45,8 @@ impl Rig {
         let (metrics, ready) = (Metrics::new(), Arc::<AtomicBool>::default());
         let asked = ready.clone();
         let ready_now = move || asked.load(Ordering::SeqCst).then_some(()).ok_or_else(|| "the model is being loaded".to_owned());
-        let shown = Shown { cameras: vec![CameraId::new("cam").unwrap()], ready: Arc::new(ready_now) };
-        let console = Console::start(config(token), limits, shown, &metrics).unwrap();
+        let screens = Screens { ready: Arc::new(ready_now), ..screens(&metrics).0 };
+        let console = Console::start(config(token), limits, screens, &metrics).unwrap();
         let address = console.address();
         Self { console: Some(console), ready, metrics, address }
     }
@@ -231,7 +243,7 @@ fn clients_that_dawdle_are_let_go_and_hold_up_nobody() {
     assert_eq!((late.status, late.error().as_str()), (408, "the request's body did not come in time"));
     assert!(drip.join().unwrap() < 15);
     assert_eq!(ask(rig.address, "GET /healthz", &["Host: localhost"]).status, 200);
-    let large = exchange(rig.address, &format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(100_000)));
+    let large = exchange(rig.address, &format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(300_000)));
     assert_eq!(large.status, 431);
     assert_eq!(exchange(rig.address, "nonsense\r\n\r\n").status, 400);
     assert!(rig.refused() >= 5, "{}", rig.refused());
@@ -240,9 +252,9 @@ fn clients_that_dawdle_are_let_go_and_hold_up_nobody() {
 #[test]
 fn an_address_that_is_taken_is_told() {
     let rig = Rig::start(None, Limits::default());
-    let shown = Shown { cameras: Vec::new(), ready: Arc::new(|| Ok(())) };
+    let metrics = Metrics::new();
     let taken = ConsoleConfig { listen: rig.address, ..config(None) };
-    let Err(error) = Console::start(taken, Limits::default(), shown, &Metrics::new()) else { panic!("two on one port") };
+    let Err(error) = Console::start(taken, Limits::default(), screens(&metrics).0, &metrics) else { panic!("two on one port") };
     assert!(error.chain().starts_with(&format!("console.listen: cannot listen on {}: Address already in use", rig.address)), "{error:?}");
 }
 

@@ -25,10 +25,10 @@ use palisade::sink::{Picture, Sink};
 use palisade::types::{Box01, CameraId, CameraState, CameraStatus, Encoded, Mark, Patch};
 
 /// 640×360, 25 frames a second, one grey, a keyframe each ten seconds: what is seen sooner was kept.
-const GREY: &str = "videotestsrc is-live=true pattern=solid-color foreground-color=0xff969696 ! video/x-raw,format=I420,width=640,height=360,framerate=25/1 \
+pub const GREY: &str = "videotestsrc is-live=true pattern=solid-color foreground-color=0xff969696 ! video/x-raw,format=I420,width=640,height=360,framerate=25/1 \
      ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=250 ! rtph264pay name=pay0 pt=96 config-interval=-1";
 
-struct Brush(Annotator);
+pub struct Brush(pub Annotator);
 
 impl Painter for Brush {
     fn boxes(&self, marks: &[Mark], now: Instant, size: (u32, u32)) -> Vec<Patch> {
@@ -39,7 +39,7 @@ impl Painter for Brush {
     }
 }
 
-fn id() -> CameraId {
+pub fn id() -> CameraId {
     CameraId::new("cam").unwrap()
 }
 
@@ -180,7 +180,7 @@ impl Drop for Viewer {
     }
 }
 
-fn close(pixel: &Rgb<u8>, colour: [u8; 3]) -> bool {
+pub fn close(pixel: &Rgb<u8>, colour: [u8; 3]) -> bool {
     pixel.0.iter().zip(colour).all(|(a, b): (&u8, u8)| a.abs_diff(b) <= 30)
 }
 
@@ -200,22 +200,22 @@ fn cat() -> [u8; 3] {
 }
 
 /// Whether there is a box around the middle, by its left edge.
-fn boxed(picture: &RgbImage) -> bool {
+pub fn boxed(picture: &RgbImage) -> bool {
     close(picture.get_pixel(162, 200), cat()) && close(picture.get_pixel(320, 200), [150; 3]) && close(picture.get_pixel(60, 200), [150; 3])
 }
 
-fn bare(picture: &RgbImage) -> bool {
+pub fn bare(picture: &RgbImage) -> bool {
     [60, 162, 320].iter().all(|x| close(picture.get_pixel(*x, 200), [150; 3]))
 }
 
 /// Threads of this process whose name begins so.
-fn threads(name: &str) -> usize {
+pub fn threads(name: &str) -> usize {
     let names =
         std::fs::read_dir("/proc/self/task").unwrap().filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
     names.filter(|comm| comm.starts_with(name)).count()
 }
 
-fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "never {what}");

@@ -5,7 +5,7 @@ mod console;
 mod record;
 mod track;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -55,8 +55,8 @@ pub(super) fn parse(text: &str, env: Env<'_>, checks: &Checks<'_>) -> Result<Con
     labels.check(&cameras, count);
     let output = output(root.section("output"), count > 1, outside);
     let record = record::table(&mut root, &cameras);
-    let mqtt = mqtt(root.section("mqtt"), outside);
     let console = console::table(root.section("console"), outside);
+    let mqtt = mqtt(root.section("mqtt"), outside);
     let config = Config { model, cameras, output, record, mqtt, console, log: log(root.section("log")) };
     root.finish();
     match document.into_faults() {
@@ -132,33 +132,28 @@ fn device(section: &mut Section<'_, '_>, outside: &Outside<'_>) -> Device {
     }
 }
 
-/// The keys and words of a secret: the one that is refused, the one that names a file, and what it is called.
-struct Secret {
-    plain: &'static str,
-    file: &'static str,
-    name: &'static str,
-}
-
-const PASSWORD: Secret = Secret { plain: "password", file: "password_file", name: "the password" };
-
+/// A password out of the file that `password_file` names, else out of the environment.
 fn password(section: &mut Section<'_, '_>, variable: Option<&str>, outside: &Outside<'_>) -> Option<SecretString> {
-    secret(section, &PASSWORD, variable, outside)
+    if let Some(text) = section.text("password") {
+        section.fault(
+            "password",
+            text.offset,
+            "is refused: secrets do not belong in this file; put it into a file of its own and name that in password_file",
+        );
+    }
+    secret(section, "password_file", variable, outside)
 }
 
-/// A secret out of the file that its key names, else out of the environment.
-fn secret(section: &mut Section<'_, '_>, keys: &Secret, variable: Option<&str>, outside: &Outside<'_>) -> Option<SecretString> {
-    let Secret { plain, file: key, name } = *keys;
-    if let Some(text) = section.text(plain) {
-        let line = format!("is refused: secrets do not belong in this file; put it into a file of its own and name that in {key}");
-        section.fault(plain, text.offset, &line);
-    }
+/// What the file holds that `key` names, else the environment.
+fn secret(section: &mut Section<'_, '_>, key: &'static str, variable: Option<&str>, outside: &Outside<'_>) -> Option<SecretString> {
     let Some(file) = section.text(key) else {
         let value = variable.and_then(outside.env).map(|value| value.trim_end_matches(['\r', '\n']).to_owned());
         return value.filter(|value| !value.is_empty()).map(SecretString::from);
     };
+    let what = key.trim_end_matches("_file");
     match std::fs::read_to_string(&file.value) {
         Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
-            section.fault(key, file.offset, &format!("{} is empty; must hold {name}", file.value));
+            section.fault(key, file.offset, &format!("{} is empty; must hold the {what}", file.value));
             None
         }
         Ok(text) => Some(SecretString::from(text.trim_end_matches(['\r', '\n']))),
@@ -223,7 +218,16 @@ fn file(mut section: Section<'_, '_>, several: bool) -> Option<FileConfig> {
 
 fn rtsp(mut section: Section<'_, '_>) -> Option<RtspConfig> {
     section.exists().then_some(())?;
-    let listen = listen(&mut section, 8554);
+    let listen = match section.text("listen") {
+        None => Some(([127, 0, 0, 1], 8554).into()),
+        Some(text) => text
+            .value
+            .parse()
+            .map_err(|_| {
+                section.fault("listen", text.offset, &format!("is {:?}; must be address:port such as \"127.0.0.1:8554\"", text.value))
+            })
+            .ok(),
+    };
     let video = section.choice("video", &[("analysed", RtspVideo::Analysed), ("live", RtspVideo::Live)], RtspVideo::default());
     const ENCODERS: [(&str, EncoderKind); 5] = [
         ("auto", EncoderKind::Auto),
@@ -239,15 +243,6 @@ fn rtsp(mut section: Section<'_, '_>) -> Option<RtspConfig> {
     let encoder = section.choice("encoder", &ENCODERS, EncoderKind::default());
     section.finish();
     Some(RtspConfig { listen: listen?, video, encoder })
-}
-
-/// An address and a port; loopback and `port` where it is not written, `None` where it is wrong.
-fn listen(section: &mut Section<'_, '_>, port: u16) -> Option<SocketAddr> {
-    let Some(text) = section.text("listen") else { return Some(([127, 0, 0, 1], port).into()) };
-    let wrong = |_| {
-        section.fault("listen", text.offset, &format!("is {:?}; must be address:port such as \"127.0.0.1:{port}\"", text.value));
-    };
-    text.value.parse().map_err(wrong).ok()
 }
 
 fn custom(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<CustomConfig> {

@@ -197,7 +197,9 @@ fn own(method: &Method, headers: &HeaderMap, host: &str) -> Result<(), Refusal> 
 /// The name alone of `name:port`, in lower case.
 fn name(written: &str) -> Option<String> {
     let authority: Authority = written.parse().ok()?;
-    if authority.as_str().contains('@') {
+    // What stands behind the name must be a port, or nothing; and no user before it.
+    let port = authority.as_str().strip_prefix(authority.host())?;
+    if !port.is_empty() && authority.port_u16().is_none() {
         return None;
     }
     Some(authority.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase())

@@ -1,5 +1,7 @@
 //! The plain pages: where to log in, what there is to watch, and whether all is well. None needs a script.
 
+use std::time::Duration;
+
 use axum::body::to_bytes;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -9,6 +11,7 @@ use percent_encoding::percent_decode_str;
 use crate::console::Desk;
 use crate::console::guard::COOKIE;
 use crate::console::reply::Refusal;
+use crate::types::CameraId;
 
 /// The most of a request's body that is read.
 const MOST: usize = 4096;
@@ -17,13 +20,16 @@ const MOST: usize = 4096;
 const STAYS: u32 = 30 * 86_400;
 
 /// After a wrong token, so that guessing is slow.
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(300);
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// What there is to watch.
 pub async fn index(State(desk): State<Desk>) -> Html<String> {
     // Ids are of a-z, 0-9, _ and - alone.
-    let line = |id: &crate::types::CameraId| format!("<li>{id}</li>");
-    let cameras: String = desk.shown.cameras.iter().map(line).collect();
+    let line = |id: &CameraId| {
+        let link = |to: &str, name: &str| format!("<a href=\"/live/{id}{to}\">{name}</a>");
+        format!("<li>{id}: {}, {}, {}</li>", link(".mjpeg", "live"), link(".jpg", "picture"), link("/index.m3u8", "HLS"))
+    };
+    let cameras: String = desk.screens.jpegs.cameras().map(line).collect();
     let out = if desk.guard.is_closed() { "<form method=\"post\" action=\"/logout\"><button>Log out</button></form>" } else { "" };
     page("palisade", &format!("<ul>{cameras}</ul>{out}"))
 }
@@ -70,7 +76,7 @@ pub async fn alive() -> &'static str {
 
 /// That the daemon does what it is there for.
 pub async fn ready(State(desk): State<Desk>) -> Response {
-    match (desk.shown.ready)() {
+    match (desk.screens.ready)() {
         Ok(()) => "ok\n".into_response(),
         Err(why) => Refusal::soon(why).into_response(),
     }

@@ -1,14 +1,13 @@
 //! `[console]`: where the HTTP server listens, and who may see what it shows.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::base::redact::{ExposeSecret, SecretString};
 use crate::config::ConsoleConfig;
-use crate::config::raw::{Outside, Secret, listen, secret};
+use crate::config::raw::{Outside, secret};
 use crate::config::reader::Section;
 
-/// What a token is called, and where it is looked for.
-const TOKEN: Secret = Secret { plain: "token", file: "token_file", name: "the token" };
+/// Where a token is looked for beside its file.
 const VARIABLE: &str = "PALISADE_CONSOLE_TOKEN";
 
 /// Characters of a token at least: a browser's cookie is made of it, and a shorter one could be guessed.
@@ -17,9 +16,13 @@ const LEAST: usize = 16;
 /// The table; without it there is no server.
 pub(super) fn table(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<ConsoleConfig> {
     section.exists().then_some(())?;
-    let listen = listen(&mut section, 8600);
+    let listen = listen(&mut section);
     let asked = section.holds("token_file");
-    let token = secret(&mut section, &TOKEN, Some(VARIABLE), outside).filter(|token| fits(&section, token));
+    if let Some(text) = section.text("token") {
+        let line = "is refused: secrets do not belong in this file; put it into a file of its own and name that in token_file";
+        section.fault("token", text.offset, line);
+    }
+    let token = secret(&mut section, "token_file", Some(VARIABLE), outside).filter(|token| fits(&section, token));
     if let Some(listen) = listen
         && !listen.ip().is_loopback()
         && token.is_none()
@@ -37,6 +40,13 @@ pub(super) fn table(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Opti
     let hosts = hosts(&mut section);
     section.finish();
     Some(ConsoleConfig { listen: listen?, token, hosts })
+}
+
+/// An address and a port; `None` where it is wrong.
+fn listen(section: &mut Section<'_, '_>) -> Option<SocketAddr> {
+    let Some(text) = section.text("listen") else { return Some(([127, 0, 0, 1], 8600).into()) };
+    let wrong = |_| section.fault("listen", text.offset, &format!("is {:?}; must be address:port such as \"127.0.0.1:8600\"", text.value));
+    text.value.parse().map_err(wrong).ok()
 }
 
 fn fits(section: &Section<'_, '_>, token: &SecretString) -> bool {

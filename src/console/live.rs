@@ -180,11 +180,13 @@ impl Viewer {
     /// Called when the connection has taken all but the last.
     async fn next(&mut self) -> Option<Jpeg> {
         let late = Instant::now().saturating_duration_since(self.due);
-        let Self { watching, due, stopping, .. } = self;
+        // A little early, for the pictures come at a pace of their own that may be the same.
+        let soon = self.due.checked_sub(self.pace / 10).unwrap_or(self.due);
+        let Self { watching, stopping, .. } = self;
         let jpeg = tokio::select! {
             () = stopped(stopping) => None,
             jpeg = async {
-                sleep_until(*due).await;
+                sleep_until(soon).await;
                 watching.next().await
             } => jpeg,
         }?;
@@ -193,8 +195,8 @@ impl Viewer {
         let paces = (late.as_secs_f64() / self.pace.as_secs_f64()) as u64;
         self.skipped.add_many(missed.min(paces));
         self.last = Some(jpeg.number);
-        // A little early, for the pictures come at a pace of their own that may be the same.
-        self.due = Instant::now() + self.pace.mul_f64(0.9);
+        let now = Instant::now();
+        self.due = if now < self.due + self.pace { self.due + self.pace } else { now + self.pace };
         Some(jpeg)
     }
 }

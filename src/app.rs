@@ -12,6 +12,7 @@ pub mod topics;
 
 mod paint;
 mod results;
+mod standing;
 mod steer;
 
 use std::sync::{Arc, Mutex};
@@ -30,6 +31,7 @@ use crate::base::sync;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
 use crate::config::{CameraConfig, Config, GalleryConfig, ModelConfig, OutputConfig, Record, RtspVideo};
+use crate::console::{Console, Limits as ConsoleLimits, Ready, Screens};
 use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
 use crate::gate::Gate;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
@@ -37,12 +39,13 @@ use crate::mqtt::{self, Mqtt, Patience, Publisher};
 use crate::sink::gallery::{Gallery, Rooms};
 use crate::sink::record::{Recorded, Recorder, Tape};
 use crate::sink::snapshot::SnapshotSink;
-use crate::sink::video::{CustomSink, FileSink, Live, RtspSink};
+use crate::sink::video::{CustomSink, FileSink, Hls, Jpegs, Live, RtspSink};
 use crate::sink::{Fanout, Sink};
 use crate::source::{self, Decoders, Hooks, Source, Tapped};
 use crate::types::{CameraId, CameraState, CameraStatus, Encoded, Event};
 use paint::Brush;
 use results::{Results, Told};
+use standing::Standing;
 use steer::{Asked, Steer};
 
 /// From the order to stop: how long a worker may finish its frame; an answer of a large model may take longer.
@@ -56,6 +59,9 @@ const ALIVE: Duration = Duration::from_secs(15);
 
 /// So many pipelines may hang: each holds memory, threads and a connection for ever.
 const MOST_HANGING: u64 = 3;
+
+/// From the order to stop: for answers that are under way over HTTP.
+const CONSOLE_GRACE: Duration = Duration::from_millis(1500);
 
 /// For the last messages and `offline`.
 const MQTT_GRACE: Duration = Duration::from_millis(1500);
@@ -80,32 +86,37 @@ const STOP_GRACE: Duration = Duration::from_millis(9900);
 pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()> {
     source::init()?;
     let ids: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
-    let live = live(&config.output, &ids, metrics)?;
+    let live = live(&config, &ids, metrics)?;
     let sinks = open_sinks(&config.output, &ids, live.clone(), metrics)?;
     let recorder = open_recorder(&config, metrics)?;
     let rooms = config.gallery.as_ref().map(|gallery| Rooms::open(gallery, &ids, metrics)).transpose()?;
+    let standing = Standing::default();
+    let console = open_console(&config, live.as_ref(), standing.ready(shutdown), metrics)?;
     let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
     let state = config.mqtt.as_ref().and_then(|mqtt| mqtt.state_dir.as_deref()).map(|folder| Arc::new(Claim::new(folder)));
     let control = config.mqtt.as_ref().is_some_and(|mqtt| mqtt.control);
     let steer = Arc::new(Steer::new(&config.cameras, state.as_ref().filter(|_| control))?);
     let mqtt = start_mqtt(&config, state, &steer, &model, metrics)?;
     let daemon = Daemon::start(config, Outputs { sinks, live, recorder, rooms }, &model, mqtt, &steer, shutdown, metrics)?;
+    standing.runs(&daemon.results);
     systemd::ready();
     systemd::status(&format!("watching {} cameras with {}", ids.len(), model.name()));
     tracing::info!(model = model.name(), cameras = ids.len(), "running");
     let ended = daemon.wait(shutdown);
     systemd::stopping();
-    let begin = daemon.stop(shutdown);
+    let begin = daemon.stop(shutdown, console);
     steer.finish((Instant::now() + CONTROL_GRACE).min(begin + STOP_GRACE));
     ended
 }
 
 /// What live video is told; `None` where none is asked for.
-fn live(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) -> Result<Option<Live>> {
-    if config.rtsp.is_none_or(|rtsp| rtsp.video != RtspVideo::Live) {
+fn live(config: &Config, cameras: &[CameraId], metrics: &Metrics) -> Result<Option<Live>> {
+    let rtsp = config.output.rtsp.filter(|rtsp| rtsp.video == RtspVideo::Live);
+    if rtsp.is_none() && config.console.is_none() {
         return Ok(None);
     }
-    Ok(Some(Live::new(cameras, Arc::new(Brush::new()?), metrics)))
+    let encoder = rtsp.map(|rtsp| rtsp.encoder).unwrap_or_default();
+    Live::new(cameras, encoder, Arc::new(Brush::new()?), metrics).map(Some)
 }
 
 fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, metrics: &Metrics) -> Result<Vec<Box<dyn Sink>>> {
@@ -116,13 +127,24 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, m
     if let Some(config) = &config.file {
         sinks.push(Box::new(FileSink::new(config.clone())?));
     }
+    let (passed, own) = if config.rtsp.is_some_and(|rtsp| rtsp.video == RtspVideo::Live) { (live, None) } else { (None, live) };
     if let Some(config) = &config.rtsp {
-        sinks.push(Box::new(RtspSink::new(*config, cameras, live, metrics)?));
+        sinks.push(Box::new(RtspSink::new(*config, cameras, passed, metrics)?));
+    }
+    if let Some(live) = own {
+        sinks.push(Box::new(live));
     }
     for (index, config) in config.custom.iter().enumerate() {
         sinks.push(Box::new(CustomSink::new(index, config.clone())?));
     }
     Ok(sinks)
+}
+
+/// Answers from before the model is loaded on, which may take long.
+fn open_console(config: &Config, live: Option<&Live>, ready: Ready, metrics: &Metrics) -> Result<Option<Console>> {
+    let Some((console, live)) = config.console.clone().zip(live) else { return Ok(None) };
+    let screens = Screens { jpegs: Jpegs::new(live.clone(), metrics)?, hls: Hls::new(live.clone(), metrics)?, ready };
+    Console::start(console, ConsoleLimits::default(), screens, metrics).map(Some)
 }
 
 /// Where clips of some cameras are to be kept. An object is told of when it was seen often and long enough, and the model has
@@ -305,13 +327,17 @@ impl Daemon {
     }
 
     /// Joins every stage; returns when the stop began.
-    fn stop(self, shutdown: &Shutdown) -> Instant {
+    fn stop(self, shutdown: &Shutdown, console: Option<Console>) -> Instant {
         // After the natural end of all sources the last frames are still looked at, however long the model takes.
         while !shutdown.is_set() && !self.workers.iter().all(Thread::is_finished) {
             shutdown.wait(Duration::from_millis(20));
         }
         shutdown.trigger();
         let begin = Instant::now();
+        // First of all: what it shows is about to end.
+        if let Some(console) = console {
+            console.finish(begin + CONSOLE_GRACE);
+        }
         let sources_left = self.sources.into_iter().map(|source| source.join_until(begin + WORKERS_GRACE)).filter(|joined| !joined).count();
         let workers_left = self.workers.into_iter().map(|worker| worker.join_until(begin + WORKERS_GRACE)).filter(|joined| !joined).count();
         if sources_left > 0 {

@@ -82,6 +82,8 @@ pub struct Config {
     pub gallery: Option<GalleryConfig>,
     /// The broker; `None`: nothing is published.
     pub mqtt: Option<MqttConfig>,
+    /// The HTTP server; `None`: there is none.
+    pub console: Option<ConsoleConfig>,
     /// The log.
     pub log: LogConfig,
 }
@@ -477,6 +479,17 @@ pub struct TlsFault {
     pub key: &'static str,
     /// Why, in words that go on after `mqtt.KEY cannot be used: `.
     pub why: String,
+}
+
+/// The HTTP server.
+#[derive(Clone, Debug)]
+pub struct ConsoleConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Who does not show it sees nothing; `None` on loopback addresses only.
+    pub token: Option<SecretString>,
+    /// Names it answers to beside loopback's and the address that was connected to, in lower case, without a port.
+    pub hosts: Vec<String>,
 }
 
 /// The log.

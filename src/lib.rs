@@ -6,6 +6,7 @@ pub mod annotate;
 pub mod app;
 pub mod base;
 pub mod config;
+pub mod console;
 pub mod detect;
 pub mod gate;
 pub mod model;

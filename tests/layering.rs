@@ -14,9 +14,11 @@ const FLOORS: [&[&str]; 6] = [
 ];
 
 /// Crates that only the named places may import.
-const OWNERS: [(&str, &[&str]); 13] = [
+const OWNERS: [(&str, &[&str]); 15] = [
     ("clap", &["main.rs"]),
     ("axum", &["console"]),
+    ("hyper", &["console"]),
+    ("hyper_util", &["console"]),
     ("gstreamer", &["source", "sink/video"]),
     ("gstreamer_app", &["source", "sink/video"]),
     ("gstreamer_video", &["source", "sink/video"]),

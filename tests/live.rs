@@ -1,5 +1,7 @@
 //! Live video over RTSP: real cameras in processes of their own, real viewers.
 
+mod watch;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -17,16 +19,16 @@ use crate::support::source::{Open, PATIENCE, camera, open_told};
 use palisade::annotate::Annotator;
 use palisade::base::clock::Utc;
 use palisade::base::metrics::Metrics;
-use palisade::config::{CameraConfig, Decode, RtspConfig, RtspVideo};
+use palisade::config::{CameraConfig, Decode, EncoderKind, RtspConfig, RtspVideo};
 use palisade::sink::video::{Live, Painter, RtspSink};
 use palisade::sink::{Picture, Sink};
 use palisade::types::{Box01, CameraId, CameraState, CameraStatus, Encoded, Mark, Patch};
 
 /// 640×360, 25 frames a second, one grey, a keyframe each ten seconds: what is seen sooner was kept.
-const GREY: &str = "videotestsrc is-live=true pattern=solid-color foreground-color=0xff969696 ! video/x-raw,format=I420,width=640,height=360,framerate=25/1 \
+pub const GREY: &str = "videotestsrc is-live=true pattern=solid-color foreground-color=0xff969696 ! video/x-raw,format=I420,width=640,height=360,framerate=25/1 \
      ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=250 ! rtph264pay name=pay0 pt=96 config-interval=-1";
 
-struct Brush(Annotator);
+pub struct Brush(pub Annotator);
 
 impl Painter for Brush {
     fn boxes(&self, marks: &[Mark], now: Instant, size: (u32, u32)) -> Vec<Patch> {
@@ -37,7 +39,7 @@ impl Painter for Brush {
     }
 }
 
-fn id() -> CameraId {
+pub fn id() -> CameraId {
     CameraId::new("cam").unwrap()
 }
 
@@ -45,7 +47,7 @@ fn id() -> CameraId {
 fn serve() -> (Live, RtspSink, Metrics) {
     gstreamer::init().unwrap();
     let metrics = Metrics::new();
-    let live = Live::new(&[id()], Arc::new(Brush(Annotator::new().unwrap())), &metrics);
+    let live = Live::new(&[id()], EncoderKind::X264, Arc::new(Brush(Annotator::new().unwrap())), &metrics).unwrap();
     let config = RtspConfig { video: RtspVideo::Live, ..RtspConfig::new("127.0.0.1:0".parse().unwrap()) };
     let sink = RtspSink::new(config, &[id()], Some(live.clone()), &metrics).unwrap();
     (live, sink, metrics)
@@ -178,7 +180,7 @@ impl Drop for Viewer {
     }
 }
 
-fn close(pixel: &Rgb<u8>, colour: [u8; 3]) -> bool {
+pub fn close(pixel: &Rgb<u8>, colour: [u8; 3]) -> bool {
     pixel.0.iter().zip(colour).all(|(a, b): (&u8, u8)| a.abs_diff(b) <= 30)
 }
 
@@ -198,22 +200,22 @@ fn cat() -> [u8; 3] {
 }
 
 /// Whether there is a box around the middle, by its left edge.
-fn boxed(picture: &RgbImage) -> bool {
+pub fn boxed(picture: &RgbImage) -> bool {
     close(picture.get_pixel(162, 200), cat()) && close(picture.get_pixel(320, 200), [150; 3]) && close(picture.get_pixel(60, 200), [150; 3])
 }
 
-fn bare(picture: &RgbImage) -> bool {
+pub fn bare(picture: &RgbImage) -> bool {
     [60, 162, 320].iter().all(|x| close(picture.get_pixel(*x, 200), [150; 3]))
 }
 
 /// Threads of this process whose name begins so.
-fn threads(name: &str) -> usize {
+pub fn threads(name: &str) -> usize {
     let names =
         std::fs::read_dir("/proc/self/task").unwrap().filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
     names.filter(|comm| comm.starts_with(name)).count()
 }
 
-fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "never {what}");

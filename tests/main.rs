@@ -3,6 +3,7 @@
 
 mod bench;
 mod cli;
+mod console;
 mod control;
 mod decoding;
 mod drafts;

@@ -3,6 +3,7 @@
 pub mod broker;
 pub mod camera;
 pub mod daemon;
+pub mod http;
 pub mod hub;
 pub mod media;
 pub mod proxy;

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
@@ -66,6 +66,8 @@ pub(super) struct Results {
     /// Before the thread: dropped without `finish`, it must let go of the thread that is then joined.
     cut: Sender<()>,
     thread: Thread,
+    /// Gone with the thread.
+    pulse: Weak<()>,
 }
 
 impl Results {
@@ -82,7 +84,10 @@ impl Results {
         let ticks = tick(TICK);
         let mut step =
             Step { fanout, annotator, followed, told, metrics: metrics.clone(), seqs: HashMap::new(), portraits: Portraits::default() };
+        let alive = Arc::new(());
+        let pulse = Arc::downgrade(&alive);
         let thread = thread::spawn("results", move || {
+            let _alive = alive;
             loop {
                 select! {
                     recv(found) -> batch => match batch {
@@ -115,12 +120,17 @@ impl Results {
                 recorder.finish(deadline);
             }
         })?;
-        Ok(Self { cut, thread })
+        Ok(Self { cut, thread, pulse })
     }
 
     /// Whether the thread has ended.
     pub(super) fn is_finished(&self) -> bool {
         self.thread.is_finished()
+    }
+
+    /// Upgrades for as long as the thread runs.
+    pub(super) fn pulse(&self) -> Weak<()> {
+        self.pulse.clone()
     }
 
     /// Takes no more answers (those of a worker left behind would come too late) and waits for the sinks.

@@ -1,6 +1,7 @@
 //! From the file's text to the checked configuration; every rule about a key stands here, beside the key.
 
 mod camera;
+mod console;
 mod gallery;
 mod record;
 mod track;
@@ -59,8 +60,9 @@ pub(super) fn parse(text: &str, env: Env<'_>, checks: &Checks<'_>) -> Result<Con
     let output = output(root.section("output"), count > 1, outside);
     let record = record::table(&mut root, &cameras);
     let gallery = gallery::table(&mut root);
+    let console = console::table(root.section("console"), outside);
     let (mqtt, log) = (mqtt(root.section("mqtt"), outside), log(root.section("log")));
-    let config = Config { model, cameras, output, record, gallery, mqtt, log };
+    let config = Config { model, cameras, output, record, gallery, mqtt, console, log };
     root.finish();
     match document.into_faults() {
         faults if faults.is_empty() => Ok(config),
@@ -144,18 +146,24 @@ fn password(section: &mut Section<'_, '_>, variable: Option<&str>, outside: &Out
             "is refused: secrets do not belong in this file; put it into a file of its own and name that in password_file",
         );
     }
-    let Some(file) = section.text("password_file") else {
+    secret(section, "password_file", variable, outside)
+}
+
+/// What the file holds that `key` names, else the environment.
+fn secret(section: &mut Section<'_, '_>, key: &'static str, variable: Option<&str>, outside: &Outside<'_>) -> Option<SecretString> {
+    let Some(file) = section.text(key) else {
         let value = variable.and_then(outside.env).map(|value| value.trim_end_matches(['\r', '\n']).to_owned());
         return value.filter(|value| !value.is_empty()).map(SecretString::from);
     };
+    let what = key.trim_end_matches("_file");
     match std::fs::read_to_string(&file.value) {
         Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
-            section.fault("password_file", file.offset, &format!("{} is empty; must hold the password", file.value));
+            section.fault(key, file.offset, &format!("{} is empty; must hold the {what}", file.value));
             None
         }
         Ok(text) => Some(SecretString::from(text.trim_end_matches(['\r', '\n']))),
         Err(error) => {
-            section.fault("password_file", file.offset, &format!("{} cannot be read: {error}", file.value));
+            section.fault(key, file.offset, &format!("{} cannot be read: {error}", file.value));
             None
         }
     }

@@ -1,11 +1,13 @@
 //! Annotated frames as video: MP4 files, an RTSP server, and `gst-launch` fragments of the operator's own; and live video with
-//! boxes over RTSP. Beside them, a camera to try the daemon on.
+//! boxes over RTSP, as files that players fetch, and as JPEGs. Beside them, a camera to try the daemon on.
 
 mod clip;
 mod custom;
 mod encoder;
 mod feed;
 mod file;
+mod hls;
+mod jpegs;
 mod lane;
 mod live;
 mod raw;
@@ -20,7 +22,9 @@ use crate::base::error::{Context, Kind, Result};
 pub use clip::{ClipFile, check_clips};
 pub use custom::{CustomSink, check_fragment};
 pub use file::FileSink;
-pub use live::{Live, Painter};
+pub use hls::Hls;
+pub use jpegs::{HEIGHTS, Jpeg, Jpegs, Watching};
+pub use live::{Live, Painter, Pictures, Shown, Viewing};
 pub use rtsp::RtspSink;
 
 /// Makes GStreamer ready; further calls do nothing.

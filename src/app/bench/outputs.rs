@@ -17,7 +17,7 @@ use crate::base::error::{Error, Kind, Result};
 use crate::base::metrics::{Latency, Metrics};
 use crate::base::process;
 use crate::base::shutdown::Shutdown;
-use crate::config::{CameraConfig, Decode, Input, RtspConfig, RtspVideo};
+use crate::config::{CameraConfig, Decode, EncoderKind, Input, RtspConfig, RtspVideo};
 use crate::sink::Sink;
 use crate::sink::video::{Live, RtspSink};
 use crate::source::{self, Decoders, Hooks, Source};
@@ -172,7 +172,7 @@ struct Rig {
 impl Rig {
     fn start(uri: &str, shutdown: &Shutdown) -> Result<Self> {
         let (id, metrics) = (CameraId::new("camera")?, Metrics::new());
-        let live = Live::new(std::slice::from_ref(&id), Arc::new(Brush::new()?), &metrics);
+        let live = Live::new(std::slice::from_ref(&id), EncoderKind::X264, Arc::new(Brush::new()?), &metrics)?;
         let config = RtspConfig { video: RtspVideo::Live, ..RtspConfig::new(([127, 0, 0, 1], 0).into()) };
         let sink = RtspSink::new(config, std::slice::from_ref(&id), Some(live.clone()), &metrics)?;
         let decode = Decode::Keyframes;

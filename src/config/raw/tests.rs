@@ -566,3 +566,45 @@ fn pictures_of_objects_are_as_their_table_says() {
     ];
     assert_eq!(faults(&text(bad))[..], expected.map(str::to_owned)[..]);
 }
+
+#[test]
+fn a_console_that_others_reach_has_a_token() {
+    use crate::base::redact::ExposeSecret;
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        format!("token_file = {path:?}\n")
+    };
+    let text = |keys: &str| format!("[model]\nid = \"a/b\"\n{CAMERA}[console]\n{keys}");
+    let console = |keys: &str| read(&text(keys)).unwrap().console.unwrap();
+    assert!(read(&format!("[model]\nid = \"a/b\"\n{CAMERA}")).unwrap().console.is_none());
+    let plain = console("");
+    assert_eq!((plain.listen, plain.token.is_none(), plain.hosts.len()), (([127, 0, 0, 1], 8600).into(), true, 0));
+    assert!(console("listen = \"[::1]:80\"").token.is_none());
+    let good = file("good", "0123456789abcdef\n");
+    let open = console(&format!("listen = \"0.0.0.0:80\"\n{good}hosts = [\"NVR.home\", \"[fe80::1]\"]"));
+    assert_eq!(open.token.unwrap().expose_secret(), "0123456789abcdef");
+    assert_eq!(open.hosts, ["nvr.home", "fe80::1"]);
+    for listen in ["0.0.0.0:8600", "[::]:8600", "192.168.1.5:8600"] {
+        let found = faults(&text(&format!("listen = {listen:?}\n")));
+        assert_eq!(found.len(), 1, "{found:?}");
+        let told = format!("line 8: console.listen is {listen}, where others see the cameras, and there is no token; must be a loopback");
+        assert!(found[0].starts_with(&told) && found[0].contains("PALISADE_CONSOLE_TOKEN"), "{found:?}");
+    }
+    // A token that cannot be used is told once, and lets nobody in.
+    for bad in [
+        file("short", "0123456789abcde"),
+        file("lines", "0123456789abcdef\nx"),
+        file("empty", "\n"),
+        "token_file = \"no/such\"\n".to_owned(),
+    ] {
+        let found = faults(&text(&format!("listen = \"0.0.0.0:80\"\n{bad}")));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("line 9: console.token_file ") && !found[0].contains("abcde"), "{found:?}");
+    }
+    let found = faults(&text("token = \"0123456789abcdef\"\nhosts = [\"http://nvr\", \"nvr:80\"]\nport = 3\n"));
+    assert_eq!(found.len(), 4, "{found:?}");
+    assert!(found[0].contains("console.token is refused: secrets do not belong") && !found[0].contains("abcdef"));
+    assert!(found[1].contains("console.hosts holds \"http://nvr\"") && found[3].contains("console.port is not a known key"));
+}

@@ -2,25 +2,24 @@
 //! watches, and once for all who do.
 //!
 //! A camera's encoded pictures are kept from the newest keyframe on, so that who begins to watch sees the picture of the
-//! moment at once. For as long as somebody watches, the thread `live-<id>` decodes what comes and hands it to the server's
-//! pipeline, `… ! overlaycomposition ! encoder ! payloader`. Of a camera that is down it shows a slate; one that sends no
-//! encoded pictures is shown as it was analysed.
+//! moment at once. For as long as somebody watches, the thread `live-<id>` decodes what comes and blends the boxes in. From
+//! there pictures go to who takes them as they are (`Live::pictures`), and through the camera's one encoder to everybody who
+//! wants them encoded (`Live::watch`), whatever the way they watch. Of a camera that is down it shows a slate; one that sends
+//! no encoded pictures is shown as it was analysed.
 
+mod audience;
 mod boxes;
 mod camera;
 mod decode;
+mod encode;
 mod show;
+mod shown;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use gstreamer::glib;
-use gstreamer::prelude::*;
-use gstreamer_app::AppSrc;
-use gstreamer_rtsp_server::prelude::*;
-use gstreamer_rtsp_server::{RTSPMedia, RTSPMediaFactory};
 use image::RgbImage;
 
 use crate::base::error::{Context, Error, Kind, Result};
@@ -28,14 +27,20 @@ use crate::base::metrics::Metrics;
 use crate::base::sync;
 use crate::base::thread::{self, Thread};
 use crate::config::EncoderKind;
-use crate::sink::Picture;
-use crate::sink::video::encoder;
+use crate::sink::video::{encoder, init};
+use crate::sink::{Picture, Sink};
 use crate::types::{CameraId, CameraStatus, EncodedUnit, Mark, Patch};
 use camera::Camera;
 use show::Show;
 
+pub use audience::{Pictures, Viewing};
+pub use shown::Shown;
+
 /// Pictures between keyframes: two seconds of most cameras. Who joins others does not wait for one, it is asked for.
 const GOP: u32 = 60;
+
+/// Before a show that panicked begins anew.
+const ANEW: Duration = Duration::from_secs(1);
 
 /// At the end: for the threads that show.
 const FINISH: Duration = Duration::from_secs(2);
@@ -56,19 +61,22 @@ pub struct Live(Arc<Inner>);
 struct Inner {
     cameras: BTreeMap<CameraId, Arc<Camera>>,
     painter: Arc<dyn Painter>,
+    encoder: Arc<str>,
     /// Those that run, and such as have ended since another began.
-    shows: Mutex<Vec<Running>>,
+    shows: Mutex<Vec<Thread>>,
 }
 
-/// A show: a flag that ends it, and its thread.
-struct Running(Arc<AtomicBool>, Thread);
-
 impl Live {
-    /// Of `cameras`. Counts, each with the camera's id: `rtsp_pictures_encoded`, and `live_pictures_dropped` that came too late
-    /// or too fast for their viewers.
-    pub fn new(cameras: &[CameraId], painter: Arc<dyn Painter>, metrics: &Metrics) -> Self {
+    /// Of `cameras`, encoded as `kind` says. Counts, each with the camera's id: `rtsp_pictures_encoded`, `live_pictures_dropped`
+    /// that came too late or too fast to be shown, and `live_units_dropped` that somebody who watches was too slow for.
+    ///
+    /// # Errors
+    /// When this installation cannot encode H.264.
+    pub fn new(cameras: &[CameraId], kind: EncoderKind, painter: Arc<dyn Painter>, metrics: &Metrics) -> Result<Self> {
+        init()?;
+        let encoder = encoder::chosen(kind, GOP)?.into();
         let cameras = cameras.iter().map(|id| (id.clone(), Arc::new(Camera::new(id.clone(), metrics)))).collect();
-        Self(Arc::new(Inner { cameras, painter, shows: Mutex::default() }))
+        Ok(Self(Arc::new(Inner { cameras, painter, encoder, shows: Mutex::default() })))
     }
 
     /// An encoded picture has come.
@@ -93,89 +101,104 @@ impl Live {
     }
 
     /// An analysed picture, for cameras that have no others.
-    pub(super) fn analysed(&self, picture: &Picture) -> Result<()> {
-        let unknown = || Error::new(Kind::Internal, format!("camera {} is not served over rtsp", picture.camera));
-        self.0.cameras.get(&picture.camera).ok_or_else(unknown)?.analysed(picture.image.clone());
+    pub fn analysed(&self, picture: &Picture) -> Result<()> {
+        self.camera(&picture.camera)?.analysed(picture.image.clone());
         Ok(())
     }
 
-    /// Somebody began to watch: a keyframe is due.
-    pub(super) fn join(&self) {
-        self.0.cameras.values().for_each(|camera| camera.join());
+    /// Every camera there is to watch.
+    pub fn cameras(&self) -> impl Iterator<Item = &CameraId> {
+        self.0.cameras.keys()
     }
 
-    /// The factory of each camera's stream, encoded as `kind` says.
+    /// Begins to watch a camera's encoded video: from a keyframe on, which is made for the purpose.
     ///
     /// # Errors
-    /// When this installation cannot encode H.264 or lacks an element.
-    pub(super) fn factories(&self, kind: EncoderKind) -> Result<Vec<(CameraId, RTSPMediaFactory)>> {
-        let missing = || "gstreamer element overlaycomposition is missing; install gstreamer1.0-plugins-base";
-        gstreamer::ElementFactory::make("overlaycomposition").build().context(Kind::Pipeline, missing)?;
-        // Bounded by number: the queue's own bound of bytes is less than a picture.
-        // The boxes before the canvas: they are where they are on the camera's picture, however it is scaled.
-        let line = format!(
-            "( appsrc name=pictures is-live=true do-timestamp=true format=time block=false max-buffers=2 max-bytes=0 leaky-type=downstream \
-             ! videoconvert ! overlaycomposition name=boxes ! videoscale add-borders=true ! capsfilter name=canvas ! {} \
-             ! {} )",
-            encoder::chosen(kind, GOP)?,
-            encoder::PAYLOADER
-        );
-        Ok(self.0.cameras.keys().map(|id| (id.clone(), self.factory(&line, id))).collect())
+    /// When there is no such camera, live video has ended, or the system has no thread left.
+    pub fn watch(&self, camera: &CameraId) -> Result<Viewing> {
+        let camera = self.camera(camera)?;
+        let (viewing, begins) = camera.audience.view()?;
+        self.0.show(camera, begins)?;
+        Ok(viewing)
     }
 
-    fn factory(&self, line: &str, id: &CameraId) -> RTSPMediaFactory {
-        let factory = RTSPMediaFactory::new();
-        factory.set_launch(line);
-        factory.set_shared(true);
-        let (id, weak) = (id.clone(), Arc::downgrade(&self.0));
-        factory.connect_media_configure(move |_, media| {
-            if let Some(inner) = weak.upgrade()
-                && let Err(error) = inner.begin(&id, media)
-            {
-                tracing::error!(camera = %id, "{}", error.chain());
-            }
-        });
-        factory
+    /// Begins to take a camera's pictures as they are shown, boxes included. Nothing is encoded for that.
+    ///
+    /// # Errors
+    /// As `watch`.
+    pub fn pictures(&self, camera: &CameraId) -> Result<Pictures> {
+        let camera = self.camera(camera)?;
+        let (pictures, begins) = camera.audience.take()?;
+        self.0.show(camera, begins)?;
+        Ok(pictures)
     }
 
-    /// Ends every show.
-    pub(super) fn finish(&self) {
-        let shows = std::mem::take(&mut *sync::lock(&self.0.shows));
-        shows.iter().for_each(|Running(ended, _)| ended.store(true, Ordering::Release));
+    /// Ends it for everybody, for ever.
+    pub fn end(&self) {
+        self.0.cameras.values().for_each(|camera| camera.audience.close());
         let deadline = Instant::now() + FINISH;
-        let left = shows.into_iter().map(|Running(_, thread)| thread.join_until(deadline)).filter(|joined| !joined).count();
+        let shows = std::mem::take(&mut *sync::lock(&self.0.shows));
+        let left = shows.into_iter().map(|thread| thread.join_until(deadline)).filter(|joined| !joined).count();
         if left > 0 {
             tracing::warn!(threads = left, "live video did not end in time and was left behind");
         }
     }
+
+    fn camera(&self, id: &CameraId) -> Result<&Arc<Camera>> {
+        let unknown = || Error::new(Kind::Internal, format!("camera {id} has no live video"));
+        self.0.cameras.get(id).ok_or_else(unknown)
+    }
 }
 
-impl Inner {
-    /// Fills a new pipeline for as long as it is there.
-    fn begin(&self, id: &CameraId, media: &RTSPMedia) -> Result<()> {
-        let lacks = || Error::new(Kind::Internal, "the rtsp pipeline lacks an element; this is a defect, please report it");
-        let camera = self.cameras.get(id).ok_or_else(lacks)?;
-        let bin = media.element().downcast::<gstreamer::Bin>().map_err(|_| lacks())?;
-        let by_name = |name: &str| bin.by_name(name).ok_or_else(lacks);
-        let source = by_name("pictures")?.downcast::<AppSrc>().map_err(|_| lacks())?;
-        by_name("canvas")?.set_property("caps", camera.canvas());
-        boxes::attach(&by_name("boxes")?, camera.clone(), self.painter.clone());
-        let ended = Arc::new(AtomicBool::new(false));
-        let flag = ended.clone();
-        media.connect_unprepared(move |_| flag.store(true, Ordering::Release));
-        let (kept, units) = camera.watch();
-        let show = Show::new(camera.clone(), self.painter.clone(), source.downgrade(), units, ended.clone());
-        let thread = thread::spawn(format!("live-{id}"), move || show.run(kept))?;
-        let mut shows = sync::lock(&self.shows);
-        shows.retain(|Running(_, thread)| !thread.is_finished());
-        shows.push(Running(ended, thread));
+/// Where no server of live video passes them on, it takes the analysed pictures itself.
+impl Sink for Live {
+    fn name(&self) -> &str {
+        "live"
+    }
+
+    fn write(&mut self, picture: &Picture) -> Result<()> {
+        self.analysed(picture)
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.end();
         Ok(())
     }
 }
 
-/// The caps of `info` at no certain rate: pictures come when they come.
-fn rateless(info: &gstreamer_video::VideoInfo) -> Result<gstreamer::Caps, glib::BoolError> {
-    let mut caps = info.to_caps()?;
-    caps.make_mut().set("framerate", gstreamer::Fraction::new(0, 1));
-    Ok(caps)
+impl Inner {
+    /// Begins to show a camera, where that `begins`.
+    fn show(&self, camera: &Arc<Camera>, begins: bool) -> Result<()> {
+        if !begins {
+            return Ok(());
+        }
+        let (camera, painter, encoder) = (camera.clone(), self.painter.clone(), self.encoder.clone());
+        let failed = camera.clone();
+        let show = move || {
+            loop {
+                let (kept, units) = camera.watch();
+                let show = Show::new(camera.clone(), painter.clone(), encoder.clone(), units);
+                // A panic costs those who watch a moment.
+                if catch_unwind(AssertUnwindSafe(|| show.run(kept))).is_ok() {
+                    return;
+                }
+                tracing::error!(camera = %camera.id(), "live video panicked and begins anew; this is a defect, please report it");
+                std::thread::sleep(ANEW);
+                if camera.audience.ends() {
+                    return;
+                }
+            }
+        };
+        let thread = thread::spawn(format!("live-{}", failed.id()), show).context(Kind::Internal, || "live video cannot begin");
+        let mut shows = sync::lock(&self.shows);
+        shows.retain(|thread| !thread.is_finished());
+        match thread {
+            Ok(thread) => shows.push(thread),
+            Err(error) => {
+                failed.audience.failed();
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
 }

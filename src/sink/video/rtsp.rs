@@ -3,6 +3,8 @@
 //! Of annotated pictures the latest picture is repeated at a steady pace, so a viewer who joins between two rare looks sees one at once. A
 //! camera is encoded only while somebody watches it, and once for all who do.
 
+mod live;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,6 +23,7 @@ use crate::base::metrics::{Counter, Metrics};
 use crate::base::sync;
 use crate::config::RtspConfig;
 use crate::sink::video::live::Live;
+use crate::sink::video::rtsp::live::Streams;
 use crate::sink::video::serving::{self, Serving};
 use crate::sink::video::{encoder, init, raw};
 use crate::sink::{Picture, Sink};
@@ -44,7 +47,7 @@ const SLATE: (u32, u32) = (1280, 720);
 /// Serves every camera from its making on.
 pub struct RtspSink {
     cameras: Arc<Cameras>,
-    live: Option<Live>,
+    live: Option<(Live, Arc<Streams>)>,
     port: u16,
     serving: Option<Serving>,
 }
@@ -78,18 +81,19 @@ impl RtspSink {
         init()?;
         let server = RTSPServer::new();
         let mounts = serving::mounts(&server)?;
-        let cameras = if let Some(live) = &live {
-            for (id, factory) in live.factories(config.encoder)? {
-                mounts.add_factory(&format!("/{id}"), factory);
+        let live = live.map(|live| (live, Arc::<Streams>::default()));
+        let cameras = if let Some((live, streams)) = &live {
+            for id in live.cameras() {
+                mounts.add_factory(&format!("/{id}"), streams.factory(live, id, metrics));
             }
             Arc::default()
         } else {
             pictures(cameras, &mounts, metrics)?
         };
-        let (watched, shown) = (cameras.clone(), live.clone());
-        limit(&server, move || {
-            watched.values().for_each(|camera| sync::lock(camera).joined = true);
-            shown.iter().for_each(Live::join);
+        let (watched, streams) = (cameras.clone(), live.as_ref().map(|(_, streams)| streams.clone()));
+        limit(&server, move |camera| {
+            watched.iter().filter(|(id, _)| id.as_str() == camera).for_each(|(_, camera)| sync::lock(camera).joined = true);
+            streams.iter().for_each(|streams| streams.played(camera));
         });
         let serving = Serving::start(server, config.listen, "output.rtsp.listen", |context| attach_repeat(context, &cameras))?;
         let port = serving.port();
@@ -130,7 +134,7 @@ impl Sink for RtspSink {
     }
 
     fn write(&mut self, picture: &Picture) -> Result<()> {
-        if let Some(live) = &self.live {
+        if let Some((live, _)) = &self.live {
             return live.analysed(picture);
         }
         let unknown = || Error::new(Kind::Internal, format!("camera {} is not served over rtsp", picture.camera));
@@ -141,7 +145,10 @@ impl Sink for RtspSink {
 
     fn finish(&mut self) -> Result<()> {
         let finished = self.serving.take().map_or(Ok(()), Serving::finish);
-        self.live.iter().for_each(Live::finish);
+        if let Some((live, streams)) = &self.live {
+            streams.finish();
+            live.end();
+        }
         finished
     }
 }
@@ -212,8 +219,8 @@ impl Camera {
     }
 }
 
-/// Caps connections and sessions, and notes who begins to watch.
-fn limit(server: &RTSPServer, joined: impl Fn() + Send + Sync + 'static) {
+/// Caps connections and sessions, and notes which camera somebody begins to watch.
+fn limit(server: &RTSPServer, joined: impl Fn(&str) + Send + Sync + 'static) {
     let joined = Arc::new(joined);
     if let Some(pool) = server.session_pool() {
         pool.set_max_sessions(SESSIONS);
@@ -225,7 +232,11 @@ fn limit(server: &RTSPServer, joined: impl Fn() + Send + Sync + 'static) {
             closed.fetch_sub(1, Ordering::AcqRel);
         });
         let joined = joined.clone();
-        client.connect_play_request(move |_, _| joined());
+        client.connect_play_request(move |_, context| {
+            let address = context.uri().map(|uri| uri.request_uri()).unwrap_or_default();
+            // rtsp: / / host / camera
+            address.split('/').nth(3).iter().for_each(|camera| joined(camera));
+        });
         if open.fetch_add(1, Ordering::AcqRel) >= CLIENTS {
             tracing::debug!(limit = CLIENTS, "an rtsp connection was refused");
             client.close();

@@ -1,43 +1,51 @@
-//! The boxes on live video: drawn when something about them changes, blended into each picture by GStreamer.
+//! The boxes on live video: drawn when something about them changes, blended into each picture by GStreamer's own hand, so
+//! that everybody who watches gets pixels, encoded or not.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
-use gstreamer::prelude::*;
-use gstreamer::{Buffer, Element, Sample};
+use gstreamer::Buffer;
 use gstreamer_video::{
-    VideoColorMatrix, VideoFormat, VideoFrameFlags, VideoInfo, VideoMeta, VideoOverlayComposition, VideoOverlayFormatFlags,
-    VideoOverlayRectangle,
+    VideoColorMatrix, VideoConverter, VideoFormat, VideoFrameFlags, VideoFrameRef, VideoInfo, VideoMeta, VideoOverlayComposition,
+    VideoOverlayFormatFlags, VideoOverlayRectangle,
 };
 use image::RgbaImage;
 
-use crate::base::sync;
 use crate::sink::video::live::Painter;
 use crate::sink::video::live::camera::Camera;
+use crate::sink::video::live::shown::Shown;
 use crate::types::{Mark, Patch};
 
-/// The offset of buffers that get no boxes: slates, and pictures that were drawn on already.
-pub const BARE: u64 = 1;
+/// Formats that boxes are blended into; pictures of others, such as those of ten bits, are converted first.
+const BLENDED: [VideoFormat; 9] = [
+    VideoFormat::I420,
+    VideoFormat::Yv12,
+    VideoFormat::Nv12,
+    VideoFormat::Nv21,
+    VideoFormat::Y41b,
+    VideoFormat::Y42b,
+    VideoFormat::Y444,
+    VideoFormat::Yuy2,
+    VideoFormat::Gray8,
+];
 
-/// Has `element`, an `overlaycomposition`, blend the camera's boxes into what passes.
-pub fn attach(element: &Element, camera: Arc<Camera>, painter: Arc<dyn Painter>) {
-    let boxes = Mutex::new(Boxes { camera, painter, marks: Arc::new([]), revision: None, drawn: None });
-    element.connect("draw", false, move |values| {
-        let sample = values.get(1).and_then(|value| value.get::<Sample>().ok());
-        // A panic would unwind into C and abort the daemon.
-        let over = catch_unwind(AssertUnwindSafe(|| sync::lock(&boxes).over(&sample?)));
-        Some(over.ok().flatten().to_value())
-    });
-}
-
-struct Boxes {
+/// Blends a camera's boxes into its pictures.
+pub struct Boxes {
     camera: Arc<Camera>,
     painter: Arc<dyn Painter>,
     marks: Arc<[Mark]>,
     /// Of the marks.
     revision: Option<u64>,
     drawn: Option<Drawn>,
+    converter: Option<Converter>,
+}
+
+/// For pictures of a format that boxes are not blended into.
+struct Converter {
+    from: VideoInfo,
+    to: VideoInfo,
+    converter: VideoConverter,
 }
 
 /// What was drawn, and for what.
@@ -50,12 +58,53 @@ struct Drawn {
 }
 
 impl Boxes {
-    /// What goes over this picture.
-    fn over(&mut self, sample: &Sample) -> Option<VideoOverlayComposition> {
-        if sample.buffer()?.offset() == BARE {
-            return None;
+    /// Of `camera`, as `painter` draws them.
+    pub fn new(camera: Arc<Camera>, painter: Arc<dyn Painter>) -> Self {
+        Self { camera, painter, marks: Arc::new([]), revision: None, drawn: None, converter: None }
+    }
+
+    /// The picture with what is seen on it. Where something fails it stays as it is: better without boxes than not at all.
+    pub fn onto(&mut self, picture: Shown) -> Shown {
+        let picture = self.blendable(picture);
+        // The hand that draws is another module's: its panic costs the boxes of this picture.
+        let over = catch_unwind(AssertUnwindSafe(|| self.over(picture.info())));
+        let Some(composition) = over.ok().flatten() else { return picture };
+        let (mut buffer, info) = picture.into_parts();
+        // Its pixels are copied here, should the decoder still need them.
+        let blended = VideoFrameRef::from_buffer_ref_writable(buffer.make_mut(), &info).and_then(|mut frame| composition.blend(&mut frame));
+        if let Err(error) = blended {
+            tracing::debug!(camera = %self.camera.id(), "boxes were not blended: {error}");
         }
-        let info = VideoInfo::from_caps(sample.caps()?).ok()?;
+        Shown::new(buffer, info)
+    }
+
+    fn blendable(&mut self, picture: Shown) -> Shown {
+        if BLENDED.contains(&picture.info().format()) {
+            return picture;
+        }
+        self.converted(&picture).unwrap_or(picture)
+    }
+
+    fn converted(&mut self, picture: &Shown) -> Option<Shown> {
+        let from = picture.info();
+        if self.converter.as_ref().is_none_or(|converter| converter.from != *from) {
+            let to = VideoInfo::builder(VideoFormat::I420, from.width(), from.height())
+                .par(from.par())
+                .fps(from.fps())
+                .interlace_mode(from.interlace_mode());
+            let to = to.build().ok()?;
+            let converter = VideoConverter::new(from, &to, None).ok()?;
+            self.converter = Some(Converter { from: from.clone(), to, converter });
+        }
+        let Converter { to, converter, .. } = self.converter.as_ref()?;
+        let mut buffer = Buffer::with_size(to.size()).ok()?;
+        let source = VideoFrameRef::from_buffer_ref_readable(picture.buffer(), from).ok()?;
+        converter.frame_ref(&source, &mut VideoFrameRef::from_buffer_ref_writable(buffer.get_mut()?, to).ok()?);
+        Some(Shown::new(buffer, to.clone()))
+    }
+
+    /// What goes over a picture like this.
+    fn over(&mut self, info: &VideoInfo) -> Option<VideoOverlayComposition> {
         if self.revision != Some(self.camera.revision()) {
             let (marks, revision) = self.camera.seen();
             (self.marks, self.revision) = (marks, Some(revision));
@@ -67,7 +116,7 @@ impl Boxes {
             return drawn.composition.clone();
         }
         let patches = self.painter.boxes(&self.marks, now, size);
-        let composition = compose(&patches, is_hd(&info));
+        let composition = compose(&patches, is_hd(info));
         self.drawn = Some(Drawn { revision, size, opacities: opacities().collect(), composition: composition.clone() });
         composition
     }

@@ -1,6 +1,5 @@
 //! What is known of one camera, whoever tells it, and the way from there to who shows it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -9,6 +8,7 @@ use image::RgbImage;
 
 use crate::base::metrics::{Counter, Metrics};
 use crate::base::sync;
+use crate::sink::video::live::audience::Audience;
 use crate::types::{CameraId, CameraState, CameraStatus, EncodedUnit, Mark};
 
 /// Bounds of what is kept from a keyframe on: ten seconds at thirty a second, or ten at 6 Mbit/s.
@@ -25,7 +25,8 @@ const NOTHING: (i32, i32) = (1280, 720);
 pub struct Camera {
     id: CameraId,
     news: Mutex<News>,
-    joined: AtomicBool,
+    /// Who watches it.
+    pub audience: Arc<Audience>,
     /// Pictures given to an encoder.
     pub encoded: Counter,
     /// Pictures that nobody will see.
@@ -75,7 +76,7 @@ impl Camera {
         let news = News { kept: Kept::default(), marks: Arc::new([]), revision: 0, standing, analysed: None, watch: None };
         Self {
             news: Mutex::new(news),
-            joined: AtomicBool::new(false),
+            audience: Arc::new(Audience::new(counter("live_units_dropped"))),
             encoded: counter("rtsp_pictures_encoded"),
             dropped: counter("live_pictures_dropped"),
             id,
@@ -121,16 +122,6 @@ impl Camera {
     /// A picture with boxes and labels on it.
     pub fn analysed(&self, image: Arc<RgbImage>) {
         sync::lock(&self.news).analysed = Some(image);
-    }
-
-    /// Notes that a keyframe is due.
-    pub fn join(&self) {
-        self.joined.store(true, Ordering::Release);
-    }
-
-    /// Whether a keyframe is due, once.
-    pub fn take_join(&self) -> bool {
-        self.joined.swap(false, Ordering::AcqRel)
     }
 
     /// The boxes, and the number of their change.

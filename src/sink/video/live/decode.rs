@@ -13,6 +13,7 @@ use gstreamer_video::{VideoInfo, VideoMeta};
 
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::base::sync;
+use crate::sink::video::live::shown::Shown;
 use crate::types::EncodedUnit;
 
 /// Pictures that wait to be taken, of one call.
@@ -20,14 +21,6 @@ const WAITING: usize = 64;
 
 /// Up to so many pixels one processor decodes thirty pictures a second of; more take several, and a little delay.
 const EASY: i32 = 1920 * 1088;
-
-/// A decoded picture.
-pub struct Decoded {
-    /// Its pixels.
-    pub buffer: Buffer,
-    /// Their shape.
-    pub info: VideoInfo,
-}
 
 /// A running decoder, in software.
 pub struct Decoder {
@@ -43,7 +36,7 @@ pub struct Decoder {
 #[derive(Default)]
 struct Out {
     info: Option<VideoInfo>,
-    pictures: VecDeque<Decoded>,
+    pictures: VecDeque<Shown>,
 }
 
 impl Decoder {
@@ -90,7 +83,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When the decoder has given up: another one must begin, with a keyframe.
-    pub fn push(&mut self, unit: &EncodedUnit) -> Result<VecDeque<Decoded>> {
+    pub fn push(&mut self, unit: &EncodedUnit) -> Result<VecDeque<Shown>> {
         let mut buffer = Buffer::from_slice(unit.bytes.clone());
         let buffer_mut = buffer.make_mut();
         let clock = |time: Option<std::time::Duration>| time.and_then(|time| ClockTime::try_from(time).ok());
@@ -108,7 +101,7 @@ impl Decoder {
         }
         pushed.context(Kind::Pipeline, || format!("decoder {name} gave up"))?;
         let mut pictures = std::mem::take(&mut sync::lock(&self.out).pictures);
-        pictures.retain(|picture| !picture.buffer.flags().contains(BufferFlags::CORRUPTED));
+        pictures.retain(|picture| !picture.buffer().flags().contains(BufferFlags::CORRUPTED));
         Ok(pictures)
     }
 }
@@ -154,7 +147,7 @@ fn receiver(out: &Arc<Mutex<Out>>) -> Result<Pad> {
                 if out.pictures.len() == WAITING {
                     out.pictures.pop_front();
                 }
-                out.pictures.push_back(Decoded { buffer, info });
+                out.pictures.push_back(Shown::new(buffer, info));
             }
             Ok(FlowSuccess::Ok)
         })

@@ -1,21 +1,22 @@
-//! The thread that fills one encoder while somebody watches: decodes what the camera sends, or shows a slate.
+//! The thread that shows while somebody watches: decodes what the camera sends, or makes a slate, and hands each picture to who
+//! takes it as it is, and to the encoder where somebody wants it encoded.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use gstreamer::glib;
-use gstreamer::prelude::*;
-use gstreamer::{Buffer, Caps, ClockTime, Sample};
-use gstreamer_app::AppSrc;
-use gstreamer_video::{DownstreamForceKeyUnitEvent, VideoFrameExt, VideoFrameRef, VideoInfo, convert_sample};
+use gstreamer_video::VideoInfo;
 use image::RgbImage;
 
+use crate::base::backoff::Backoff;
+use crate::base::error::{Error, Result};
+use crate::sink::video::live::Painter;
+use crate::sink::video::live::boxes::Boxes;
 use crate::sink::video::live::camera::{Camera, Standing};
-use crate::sink::video::live::decode::{Decoded, Decoder};
-use crate::sink::video::live::{Painter, boxes, rateless};
+use crate::sink::video::live::decode::Decoder;
+use crate::sink::video::live::encode::Encoding;
+use crate::sink::video::live::shown::Shown;
 use crate::sink::video::raw;
 use crate::types::{CameraState, EncodedUnit};
 
@@ -46,11 +47,8 @@ const ANALYSED: Duration = Duration::from_millis(200);
 /// Between two pictures that are put by for a slate.
 const PUT_BY: Duration = Duration::from_millis(500);
 
-/// For a picture to be converted for a slate.
-const CONVERT: ClockTime = ClockTime::from_seconds(2);
-
-/// Pictures that may wait for the encoder, as the pipeline's line has it.
-const WAITING: u64 = 2;
+/// Before a failed encoder is tried again, at most; one that ran for so long was well.
+const RETRY: Duration = Duration::from_secs(60);
 
 /// Between two log lines about the same camera.
 const QUIET: Duration = Duration::from_secs(60);
@@ -61,7 +59,6 @@ pub struct Show {
     painter: Arc<dyn Painter>,
     screen: Screen,
     units: Receiver<EncodedUnit>,
-    ended: Arc<AtomicBool>,
     decoder: Option<Decoder>,
     /// Too late: nothing is decoded up to the next keyframe.
     skips: bool,
@@ -79,8 +76,7 @@ pub struct Show {
 
 /// A picture put by.
 struct Last {
-    buffer: Buffer,
-    info: VideoInfo,
+    picture: Shown,
     at: Instant,
 }
 
@@ -92,22 +88,18 @@ struct Slate {
 }
 
 impl Show {
-    /// Of `camera`, into `source`, until `ended` or until `units` come no more because another show has begun.
-    pub fn new(
-        camera: Arc<Camera>,
-        painter: Arc<dyn Painter>,
-        source: glib::WeakRef<AppSrc>,
-        units: Receiver<EncodedUnit>,
-        ended: Arc<AtomicBool>,
-    ) -> Self {
-        let screen = Screen { camera: camera.clone(), source, caps: None, takes: false, pending: None };
+    /// Of `camera`, encoded by `encoder`; `units`: what the camera sends from now on.
+    pub fn new(camera: Arc<Camera>, painter: Arc<dyn Painter>, encoder: Arc<str>, units: Receiver<EncodedUnit>) -> Self {
+        let boxes = Boxes::new(camera.clone(), painter.clone());
+        let backoff = Backoff::new(Duration::from_secs(1), RETRY);
+        let screen =
+            Screen { camera: camera.clone(), encoder, boxes, encoding: None, since: Instant::now(), due: None, backoff, told: None };
         let now = Instant::now();
         Self {
             camera,
             painter,
             screen,
             units,
-            ended,
             decoder: None,
             skips: false,
             caught_up: now,
@@ -120,10 +112,10 @@ impl Show {
         }
     }
 
-    /// Begins with the pictures that were `kept`, from a keyframe on.
+    /// Begins with the pictures that were `kept`, from a keyframe on; ends when nobody watches.
     pub fn run(mut self, kept: Vec<EncodedUnit>) {
         self.catch_up(kept);
-        while !self.ended.load(Ordering::Acquire) {
+        while !self.camera.audience.ends() {
             match self.units.recv_timeout(TURN) {
                 Ok(unit) => {
                     let pictures = self.decode(&unit, false);
@@ -131,7 +123,8 @@ impl Show {
                     pictures.into_iter().for_each(|picture| self.show(picture, behind));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                // Another show has begun, which is not to be: a slate says so.
+                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(TURN),
             }
             self.turn(Instant::now());
         }
@@ -141,7 +134,7 @@ impl Show {
     fn catch_up(&mut self, kept: Vec<EncodedUnit>) {
         let mut newest = None;
         for unit in &kept {
-            if self.ended.load(Ordering::Acquire) {
+            if self.camera.audience.is_empty() {
                 return;
             }
             newest = self.decode(unit, true).pop().or(newest);
@@ -156,7 +149,7 @@ impl Show {
     }
 
     /// The pictures that come of a unit; `missed`: it came before anybody watched.
-    fn decode(&mut self, unit: &EncodedUnit, missed: bool) -> Vec<Decoded> {
+    fn decode(&mut self, unit: &EncodedUnit, missed: bool) -> Vec<Shown> {
         let late = !missed && unit.received > self.caught_up && unit.received.elapsed() > LATE;
         self.skips = late || (self.skips && !unit.key);
         if self.skips {
@@ -190,7 +183,7 @@ impl Show {
         }
     }
 
-    fn show(&mut self, picture: Decoded, behind: bool) {
+    fn show(&mut self, picture: Shown, behind: bool) {
         if behind {
             return self.camera.dropped.add();
         }
@@ -200,20 +193,20 @@ impl Show {
         if self.last.as_ref().is_none_or(|last| now.duration_since(last.at) >= PUT_BY) {
             self.put_by(&picture);
         }
-        let Decoded { buffer, info } = picture;
-        if let Ok(caps) = rateless(&info) {
-            self.screen.push(caps, buffer, 0);
-        }
+        self.screen.boxed(picture);
     }
 
     /// Not each of them: one that is held must be copied before boxes are blended into it.
-    fn put_by(&mut self, picture: &Decoded) {
-        self.last = Some(Last { buffer: picture.buffer.clone(), info: picture.info.clone(), at: Instant::now() });
+    fn put_by(&mut self, picture: &Shown) {
+        self.last = Some(Last { picture: picture.clone(), at: Instant::now() });
     }
 
     /// What is due beside decoding.
     fn turn(&mut self, now: Instant) {
-        self.screen.turn();
+        if self.camera.audience.take_came() {
+            // Who came sees at once what is shown seldom.
+            self.repeated = None;
+        }
         let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
         let quiet = since(self.shown).unwrap_or_else(|| now.saturating_duration_since(self.began));
         if self.shown.is_some() && quiet < LINGER {
@@ -249,7 +242,7 @@ impl Show {
         if let Some(slate) = self.slate.as_ref().filter(|slate| slate.standing == standing && slate.of == of) {
             return slate.image.clone();
         }
-        let picture = self.last.as_ref().and_then(rgb);
+        let picture = self.last.as_ref().and_then(|last| last.picture.rgb());
         let lines = [self.camera.id().to_string(), standing.state.name().to_owned(), standing.reason.clone()];
         let size = (1280, 720);
         let drawn = catch_unwind(AssertUnwindSafe(|| self.painter.slate(picture.as_ref(), size, &lines)));
@@ -259,82 +252,90 @@ impl Show {
     }
 
     fn tell(&mut self, what: &str) {
-        if self.told.is_none_or(|at| at.elapsed() >= QUIET) {
-            tracing::warn!(camera = %self.camera.id(), "live video: {what}");
-            self.told = Some(Instant::now());
-        }
+        tell(&self.camera, &mut self.told, what);
     }
 }
 
-/// The way to the encoder.
+/// The way to who watches.
 struct Screen {
     camera: Arc<Camera>,
-    source: glib::WeakRef<AppSrc>,
-    caps: Option<Caps>,
-    /// The pipeline takes pictures.
-    takes: bool,
-    /// A picture that came before the pipeline took any: the newest.
-    pending: Option<(Caps, Buffer, u64)>,
+    encoder: Arc<str>,
+    boxes: Boxes,
+    encoding: Option<Encoding>,
+    /// When it began.
+    since: Instant,
+    /// When an encoder that failed is tried again.
+    due: Option<Instant>,
+    backoff: Backoff,
+    told: Option<Instant>,
 }
 
 impl Screen {
-    /// A picture that gets no boxes.
-    fn plain(&mut self, image: &Arc<RgbImage>) {
-        self.push(raw::caps(image.width(), image.height()), raw::buffer(image), boxes::BARE);
+    /// A picture of the camera, which gets boxes.
+    fn boxed(&mut self, picture: Shown) {
+        let picture = self.boxes.onto(picture);
+        self.show(picture);
     }
 
-    /// Never blocks: where the encoder does not keep up, its queue loses the oldest.
-    fn push(&mut self, caps: Caps, mut buffer: Buffer, offset: u64) {
-        let Some(source) = self.source.upgrade() else { return };
+    /// A picture that gets none: a slate, or one that was drawn on already.
+    fn plain(&mut self, image: &Arc<RgbImage>) {
+        if let Ok(info) = VideoInfo::from_caps(&raw::caps(image.width(), image.height())) {
+            self.show(Shown::new(raw::buffer(image), info));
+        }
+    }
+
+    /// Never blocks.
+    fn show(&mut self, picture: Shown) {
+        let (mut buffer, info) = picture.into_parts();
         let fresh = buffer.make_mut();
         // The time of its coming, as a live stream has it.
         fresh.set_pts(None);
         fresh.set_dts(None);
         fresh.set_duration(None);
-        fresh.set_offset(offset);
-        if self.caps.as_ref() != Some(&caps) {
-            source.set_caps(Some(&caps));
-            self.caps = Some(caps.clone());
-        }
-        let full = source.current_level_bytes() >= WAITING * buffer.size() as u64;
-        // Held here as well it would have to be copied before boxes are blended into it.
-        let spare = (!self.takes).then(|| buffer.clone());
-        match source.push_buffer(buffer) {
-            Ok(_) => {
-                (self.takes, self.pending) = (true, None);
-                self.camera.encoded.add();
-                if full {
-                    self.camera.dropped.add();
-                }
+        let picture = Shown::new(buffer, info);
+        self.camera.audience.show(&picture);
+        if !self.camera.audience.views() {
+            self.encoding = None;
+        } else if let Err(error) = self.encode(&picture) {
+            self.encoding = None;
+            if self.since.elapsed() >= RETRY {
+                self.backoff.reset();
             }
-            Err(_) => self.pending = spare.map(|buffer| (caps, buffer, offset)),
+            self.due = Some(Instant::now() + self.backoff.next_delay());
+            tell(&self.camera, &mut self.told, &error.chain());
         }
     }
 
-    /// Tries again what was refused, and asks for a keyframe where somebody joined.
-    fn turn(&mut self) {
-        if let Some((caps, buffer, offset)) = self.pending.take() {
-            self.push(caps, buffer, offset);
+    fn encode(&mut self, picture: &Shown) -> Result<(), Error> {
+        if self.due.is_some_and(|due| Instant::now() < due) {
+            self.camera.dropped.add();
+            return Ok(());
         }
-        if self.camera.take_join()
-            && let Some(source) = self.source.upgrade()
-        {
-            source.send_event(DownstreamForceKeyUnitEvent::builder().all_headers(true).build());
+        let due = self.camera.audience.take_keyframe();
+        let encoding = match &mut self.encoding {
+            Some(encoding) => {
+                if due {
+                    encoding.keyframe();
+                }
+                encoding
+            }
+            None => {
+                self.since = Instant::now();
+                self.encoding.insert(Encoding::start(&self.camera, &self.encoder)?)
+            }
+        };
+        if !encoding.push(picture)? {
+            self.camera.dropped.add();
         }
+        self.camera.encoded.add();
+        Ok(())
     }
 }
 
-/// A picture's pixels, for drawing.
-fn rgb(last: &Last) -> Option<RgbImage> {
-    let caps = rateless(&last.info).ok()?;
-    let sample = Sample::builder().buffer(&last.buffer).caps(&caps).build();
-    let (width, height) = (last.info.width(), last.info.height());
-    let converted = convert_sample(&sample, &raw::caps(width, height), Some(CONVERT)).ok()?;
-    let info = VideoInfo::from_caps(converted.caps()?).ok()?;
-    let frame = VideoFrameRef::from_buffer_ref_readable(converted.buffer()?, &info).ok()?;
-    let stride = usize::try_from(frame.plane_stride().first().copied()?).ok()?;
-    let rows = frame.plane_data(0).ok()?.chunks(stride).take(height as usize);
-    let row = width as usize * 3;
-    let pixels: Vec<u8> = rows.flat_map(|line| &line[..row.min(line.len())]).copied().collect();
-    RgbImage::from_raw(width, height, pixels)
+/// Not more often than is useful.
+fn tell(camera: &Camera, told: &mut Option<Instant>, what: &str) {
+    if told.is_none_or(|at| at.elapsed() >= QUIET) {
+        tracing::warn!(camera = %camera.id(), "live video: {what}");
+        *told = Some(Instant::now());
+    }
 }

@@ -327,12 +327,13 @@ fn hls_is_the_one_encoders_video_in_files_that_follow_each_other() {
     keep(&picture, "hls.png");
     assert!(boxed(&picture));
     // Nobody asks any more: all ends, and the next begins anew with other numbers.
-    drop(sink);
     until("without a thread", || threads("hls-") + threads("live-") == 0);
     assert_eq!(rig.get(&format!("/live/cam/{}.ts", files[1].0)).status, 404);
     let anew = rig.get("/live/cam/index.m3u8");
     assert!(tag(anew.text(), "#EXT-X-MEDIA-SEQUENCE:") > files[files.len() - 1].0, "{anew:?}");
     assert!(anew.text().contains("#EXT-X-DISCONTINUITY\n"));
+    // It ends live video for everybody.
+    drop(sink);
 }
 
 #[test]

@@ -337,6 +337,19 @@ fn hls_is_the_one_encoders_video_in_files_that_follow_each_other() {
 }
 
 #[test]
+fn a_camera_that_is_down_has_files_of_slates_no_longer_than_others() {
+    let rig = super::Rig::start(None, Limits::default());
+    let list = || ask(rig.address, "GET /live/cam/index.m3u8", &["Host: localhost"]);
+    until("five files", || {
+        let list = list();
+        list.status == 200 && listed(list.text()).len() >= 5
+    });
+    let list = list();
+    assert!(listed(list.text()).iter().all(|(_, lasts)| (0.7..=3.0).contains(lasts)), "{list:?}");
+    assert_eq!(tag(list.text(), "#EXT-X-TARGETDURATION:"), 3);
+}
+
+#[test]
 fn what_is_asked_wrongly_is_told_and_reaches_nothing() {
     let rig = super::Rig::start(None, Limits::default());
     let get = |path: &str| ask(rig.address, &format!("GET {path}"), &["Host: localhost"]);

@@ -327,12 +327,26 @@ fn hls_is_the_one_encoders_video_in_files_that_follow_each_other() {
     keep(&picture, "hls.png");
     assert!(boxed(&picture));
     // Nobody asks any more: all ends, and the next begins anew with other numbers.
-    drop(sink);
     until("without a thread", || threads("hls-") + threads("live-") == 0);
     assert_eq!(rig.get(&format!("/live/cam/{}.ts", files[1].0)).status, 404);
     let anew = rig.get("/live/cam/index.m3u8");
     assert!(tag(anew.text(), "#EXT-X-MEDIA-SEQUENCE:") > files[files.len() - 1].0, "{anew:?}");
     assert!(anew.text().contains("#EXT-X-DISCONTINUITY\n"));
+    // It ends live video for everybody.
+    drop(sink);
+}
+
+#[test]
+fn a_camera_that_is_down_has_files_of_slates_no_longer_than_others() {
+    let rig = super::Rig::start(None, Limits::default());
+    let list = || ask(rig.address, "GET /live/cam/index.m3u8", &["Host: localhost"]);
+    until("five files", || {
+        let list = list();
+        list.status == 200 && listed(list.text()).len() >= 5
+    });
+    let list = list();
+    assert!(listed(list.text()).iter().all(|(_, lasts)| (0.7..=3.0).contains(lasts)), "{list:?}");
+    assert_eq!(tag(list.text(), "#EXT-X-TARGETDURATION:"), 3);
 }
 
 #[test]

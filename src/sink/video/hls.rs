@@ -111,7 +111,16 @@ impl Hls {
 
     fn begin(&self, camera: &CameraId, reel: &Arc<Mutex<Reel>>) -> Result<()> {
         let viewing = self.0.live.watch(camera)?;
-        let cutting = Cutting { camera: camera.clone(), reel: reel.clone(), viewing, muxer: None, files: 0, asked: false, due: None };
+        let cutting = Cutting {
+            camera: camera.clone(),
+            reel: reel.clone(),
+            viewing,
+            muxer: None,
+            files: 0,
+            last: Duration::ZERO,
+            asked: false,
+            due: None,
+        };
         let (idle, owned) = (self.0.idle, reel.clone());
         let thread = thread::spawn(format!("hls-{camera}"), move || {
             let _ends = Ends(owned);
@@ -141,6 +150,8 @@ struct Cutting {
     muxer: Option<Muxer>,
     /// Begun since somebody first asked.
     files: u32,
+    /// The time of the last picture.
+    last: Duration,
     /// A keyframe was asked for and has not come yet.
     asked: bool,
     /// When a muxer that failed is tried again.
@@ -182,6 +193,8 @@ impl Cutting {
         let length = if self.files < SHORT { FIRST } else { LENGTH };
         let time = unit.time.saturating_sub(muxer.zero);
         let open = muxer.cut.map(|cut| time.saturating_sub(cut));
+        // What is asked for is the picture after the next one: slates are half a second apart.
+        let ahead = time.saturating_sub(std::mem::replace(&mut self.last, time)) * 2;
         if unit.key {
             self.asked = false;
             // Others may have keyframes made at any moment; each of them would be a file.
@@ -189,7 +202,7 @@ impl Cutting {
                 self.files += 1;
                 muxer.cut(time)?;
             }
-        } else if open.is_some_and(|open| open >= length) && !self.asked {
+        } else if open.is_some_and(|open| open + ahead >= length) && !self.asked {
             self.asked = true;
             self.viewing.ask_keyframe();
         }

@@ -35,7 +35,7 @@ use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
 use crate::mqtt::{self, Mqtt, Patience, Publisher};
 use crate::sink::record::{Recorded, Recorder, Tape};
 use crate::sink::snapshot::SnapshotSink;
-use crate::sink::video::{CustomSink, FileSink, Live, RtspSink};
+use crate::sink::video::{CustomSink, FileSink, Live, LiveSink, RtspSink};
 use crate::sink::{Fanout, Sink};
 use crate::source::{self, Decoders, Hooks, Source, Tapped};
 use crate::types::{CameraId, CameraState, CameraStatus, Encoded};
@@ -99,11 +99,11 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
 
 /// What live video is told; `None` where none is asked for.
 fn live(config: &OutputConfig, cameras: &[CameraId], metrics: &Metrics) -> Result<Option<Live>> {
-    if config.rtsp.is_none_or(|rtsp| rtsp.video != RtspVideo::Live) {
+    let served = config.rtsp.as_ref().is_some_and(|rtsp| rtsp.video == RtspVideo::Live);
+    if !served && config.push.is_empty() && config.v4l2.is_empty() {
         return Ok(None);
     }
-    let encoder = config.rtsp.map(|rtsp| rtsp.encoder).unwrap_or_default();
-    Live::new(cameras, encoder, Arc::new(Brush::new()?), metrics).map(Some)
+    Live::new(cameras, config.encoder, Arc::new(Brush::new()?), metrics).map(Some)
 }
 
 fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, metrics: &Metrics) -> Result<Vec<Box<dyn Sink>>> {
@@ -115,7 +115,11 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, m
         sinks.push(Box::new(FileSink::new(config.clone())?));
     }
     if let Some(config) = &config.rtsp {
-        sinks.push(Box::new(RtspSink::new(*config, cameras, live, metrics)?));
+        let shown = live.clone().filter(|_| config.video == RtspVideo::Live);
+        sinks.push(Box::new(RtspSink::new(config.clone(), cameras, shown, metrics)?));
+    }
+    if let Some(live) = live {
+        sinks.push(Box::new(LiveSink::start(config, live, metrics)?));
     }
     for (index, config) in config.custom.iter().enumerate() {
         sinks.push(Box::new(CustomSink::new(index, config.clone())?));

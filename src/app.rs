@@ -39,7 +39,7 @@ use crate::mqtt::{self, Mqtt, Patience, Publisher};
 use crate::sink::gallery::{Gallery, Rooms};
 use crate::sink::record::{Recorded, Recorder, Tape};
 use crate::sink::snapshot::SnapshotSink;
-use crate::sink::video::{CustomSink, FileSink, Hls, Jpegs, Live, RtspSink};
+use crate::sink::video::{CustomSink, FileSink, Hls, Jpegs, Live, LiveSink, RtspSink};
 use crate::sink::{Fanout, Sink};
 use crate::source::{self, Decoders, Hooks, Source, Tapped};
 use crate::types::{CameraId, CameraState, CameraStatus, Encoded, Event};
@@ -111,12 +111,12 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
 
 /// What live video is told; `None` where none is asked for.
 fn live(config: &Config, cameras: &[CameraId], metrics: &Metrics) -> Result<Option<Live>> {
-    let rtsp = config.output.rtsp.filter(|rtsp| rtsp.video == RtspVideo::Live);
-    if rtsp.is_none() && config.console.is_none() {
+    let output = &config.output;
+    let served = output.rtsp.as_ref().is_some_and(|rtsp| rtsp.video == RtspVideo::Live);
+    if !served && output.push.is_empty() && output.v4l2.is_empty() && config.console.is_none() {
         return Ok(None);
     }
-    let encoder = rtsp.map(|rtsp| rtsp.encoder).unwrap_or_default();
-    Live::new(cameras, encoder, Arc::new(Brush::new()?), metrics).map(Some)
+    Live::new(cameras, output.encoder, Arc::new(Brush::new()?), metrics).map(Some)
 }
 
 fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, metrics: &Metrics) -> Result<Vec<Box<dyn Sink>>> {
@@ -127,12 +127,12 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, m
     if let Some(config) = &config.file {
         sinks.push(Box::new(FileSink::new(config.clone())?));
     }
-    let (passed, own) = if config.rtsp.is_some_and(|rtsp| rtsp.video == RtspVideo::Live) { (live, None) } else { (None, live) };
     if let Some(config) = &config.rtsp {
-        sinks.push(Box::new(RtspSink::new(*config, cameras, passed, metrics)?));
+        let shown = live.clone().filter(|_| config.video == RtspVideo::Live);
+        sinks.push(Box::new(RtspSink::new(config.clone(), cameras, shown, metrics)?));
     }
-    if let Some(live) = own {
-        sinks.push(Box::new(live));
+    if let Some(live) = live {
+        sinks.push(Box::new(LiveSink::start(config, live, metrics)?));
     }
     for (index, config) in config.custom.iter().enumerate() {
         sinks.push(Box::new(CustomSink::new(index, config.clone())?));

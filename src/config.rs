@@ -2,6 +2,7 @@
 //!
 //! Each stage receives its own struct from here, never the whole `Config`.
 
+mod live;
 mod raw;
 mod reader;
 mod scores;
@@ -17,6 +18,7 @@ use crate::types::{CameraId, MinScore, Prompt, Tracking};
 
 pub use crate::types::{Device, Dtype, ModelSource};
 
+pub use live::{EncoderKind, PushConfig, RtspLogin, V4l2Config};
 pub use reader::Fault;
 
 /// Every fault of a configuration file, with the file's name. `Display` is one line per fault.
@@ -316,8 +318,14 @@ pub struct OutputConfig {
     pub snapshots: Option<SnapshotConfig>,
     /// Annotated video file per camera.
     pub file: Option<FileConfig>,
+    /// What encodes live video.
+    pub encoder: EncoderKind,
     /// RTSP server.
     pub rtsp: Option<RtspConfig>,
+    /// Servers that live video is sent to.
+    pub push: Vec<PushConfig>,
+    /// Devices that live video is played into.
+    pub v4l2: Vec<V4l2Config>,
     /// `gst-launch` fragments.
     pub custom: Vec<CustomConfig>,
 }
@@ -341,20 +349,20 @@ pub struct FileConfig {
 }
 
 /// An RTSP server: `rtsp://ADDRESS/<camera>`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RtspConfig {
     /// Where it listens.
     pub listen: SocketAddr,
     /// What it shows.
     pub video: RtspVideo,
-    /// What encodes live video.
-    pub encoder: EncoderKind,
+    /// `Some`: nobody else may watch.
+    pub login: Option<RtspLogin>,
 }
 
 impl RtspConfig {
     /// A server with every other key at its default.
     pub fn new(listen: SocketAddr) -> Self {
-        Self { listen, video: RtspVideo::default(), encoder: EncoderKind::default() }
+        Self { listen, video: RtspVideo::default(), login: None }
     }
 }
 
@@ -366,22 +374,6 @@ pub enum RtspVideo {
     Analysed,
     /// The camera's own pictures at its own rate, with the newest boxes.
     Live,
-}
-
-/// What encodes live video.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum EncoderKind {
-    /// Hardware where there is some, else the processor.
-    Auto,
-    /// The processor.
-    #[default]
-    X264,
-    /// VA-API: Intel and AMD.
-    Va,
-    /// NVENC: NVIDIA.
-    Nvidia,
-    /// A Video4Linux encoder: single-board computers.
-    V4l2,
 }
 
 /// A `gst-launch` fragment fed with raw video; one per camera, `{camera}` stands for its id.

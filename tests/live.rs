@@ -1,5 +1,7 @@
 //! Live video over RTSP: real cameras in processes of their own, real viewers.
 
+mod login;
+mod push;
 mod watch;
 
 use std::collections::BTreeMap;

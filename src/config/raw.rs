@@ -3,6 +3,7 @@
 mod camera;
 mod console;
 mod gallery;
+mod live;
 mod record;
 mod track;
 
@@ -16,8 +17,8 @@ use crate::base::redact::SecretString;
 use crate::config::reader::{At, Document, Fault, Section};
 use crate::config::scores;
 use crate::config::{
-    Checks, ClientCertificate, Config, CustomConfig, Device, Dtype, Durable, EncoderKind, FileConfig, LogConfig, LogFormat, ModelConfig,
-    ModelSource, MqttConfig, MqttVersion, OutputConfig, RtspConfig, RtspVideo, SnapshotConfig, TlsConfig,
+    CameraConfig, Checks, ClientCertificate, Config, CustomConfig, Device, Dtype, Durable, FileConfig, LogConfig, LogFormat, ModelConfig,
+    ModelSource, MqttConfig, MqttVersion, OutputConfig, SnapshotConfig, TlsConfig,
 };
 use crate::types::Tracking;
 
@@ -57,7 +58,8 @@ pub(super) fn parse(text: &str, env: Env<'_>, checks: &Checks<'_>) -> Result<Con
     let tracking = track::rules(root.section("track"), &Tracking::default());
     let cameras = camera::cameras(&root, written, &tracking, outside);
     labels.check(&cameras, count);
-    let output = output(root.section("output"), count > 1, outside);
+    let known = Some(&cameras[..]).filter(|cameras| cameras.len() == count);
+    let output = output(root.section("output"), count > 1, known, outside);
     let record = record::table(&mut root, &cameras);
     let gallery = gallery::table(&mut root);
     let console = console::table(root.section("console"), outside);
@@ -169,12 +171,16 @@ fn secret(section: &mut Section<'_, '_>, key: &'static str, variable: Option<&st
     }
 }
 
-fn output(mut section: Section<'_, '_>, several: bool, outside: &Outside<'_>) -> OutputConfig {
+fn output(mut section: Section<'_, '_>, several: bool, cameras: Option<&[CameraConfig]>, outside: &Outside<'_>) -> OutputConfig {
     let custom = section.sections("custom").into_iter().filter_map(|section| custom(section, outside)).collect();
+    let (rtsp, encoder) = live::rtsp(section.section("rtsp"), outside);
     let output = OutputConfig {
         snapshots: snapshots(section.section("snapshots")),
         file: file(section.section("file"), several),
-        rtsp: rtsp(section.section("rtsp")),
+        encoder: live::encoder(section.section("live"), encoder),
+        rtsp,
+        push: live::pushes(section.sections("push"), cameras, outside),
+        v4l2: live::devices(section.sections("v4l2"), cameras),
         custom,
     };
     section.finish();
@@ -226,35 +232,6 @@ fn file(mut section: Section<'_, '_>, several: bool) -> Option<FileConfig> {
     }
     section.finish();
     Some(FileConfig { path: path?.value })
-}
-
-fn rtsp(mut section: Section<'_, '_>) -> Option<RtspConfig> {
-    section.exists().then_some(())?;
-    let listen = match section.text("listen") {
-        None => Some(([127, 0, 0, 1], 8554).into()),
-        Some(text) => text
-            .value
-            .parse()
-            .map_err(|_| {
-                section.fault("listen", text.offset, &format!("is {:?}; must be address:port such as \"127.0.0.1:8554\"", text.value))
-            })
-            .ok(),
-    };
-    let video = section.choice("video", &[("analysed", RtspVideo::Analysed), ("live", RtspVideo::Live)], RtspVideo::default());
-    const ENCODERS: [(&str, EncoderKind); 5] = [
-        ("auto", EncoderKind::Auto),
-        ("x264", EncoderKind::X264),
-        ("va", EncoderKind::Va),
-        ("nvidia", EncoderKind::Nvidia),
-        ("v4l2", EncoderKind::V4l2),
-    ];
-    if video == RtspVideo::Analysed && section.holds("encoder") {
-        let offset = section.offset_of("encoder");
-        section.fault("encoder", offset, "has no meaning for analysed frames; must stand beside video = \"live\"");
-    }
-    let encoder = section.choice("encoder", &ENCODERS, EncoderKind::default());
-    section.finish();
-    Some(RtspConfig { listen: listen?, video, encoder })
 }
 
 fn custom(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<CustomConfig> {

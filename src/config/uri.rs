@@ -4,7 +4,7 @@ use std::path::Path;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::base::redact::SecretString;
+use crate::base::redact::{ExposeSecret, SecretString};
 
 /// RFC 3986: all but unreserved characters and `/` is encoded in a path.
 const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
@@ -48,8 +48,35 @@ fn file(path: &str) -> Result<Located, String> {
     Ok(Located { uri: format!("file://{}", utf8_percent_encode(&absolute.to_string_lossy(), PATH)), username: None, password: None })
 }
 
-fn network(scheme: &str, rest: &str) -> Result<Located, String> {
-    let (credentials, host) = split_credentials(rest);
+/// Checks where live video is sent to: `rtmp://host/app/stream`, the same encrypted, or `srt://host:port`. `key` takes the place
+/// of `{key}` in it.
+///
+/// # Errors
+/// A sentence that goes on after the key path, without any part that may be secret.
+pub(super) fn target(text: &str, key: Option<&SecretString>) -> Result<SecretString, String> {
+    let right = "rtmp://host/app/stream, rtmps:// likewise, or srt://host:port";
+    let Some((scheme, rest)) = text.split_once("://") else { return Err(format!("is no URI; must be {right}")) };
+    if !["rtmp", "rtmps", "srt"].contains(&scheme) {
+        return Err(format!("has the scheme {scheme:?}; must be one of rtmp, rtmps, srt"));
+    }
+    let (_, host) = split_credentials(rest);
+    let port = authority(scheme, host)?;
+    let (address, query) = host.split_once('?').unwrap_or((host, ""));
+    if scheme == "srt" {
+        if port.is_none() {
+            return Err("names no port; must be srt://host:port".to_owned());
+        }
+        if query.split('&').any(|pair| pair.strip_prefix("mode=").is_some_and(|mode| mode != "caller")) {
+            return Err("has a mode other than caller; must be caller, for it is we who call".to_owned());
+        }
+    } else if address.split('/').skip(1).filter(|part| !part.is_empty()).count() < 2 {
+        return Err(format!("names no stream; must be {scheme}://host/app/stream"));
+    }
+    Ok(SecretString::from(key.map_or(text.to_owned(), |key| text.replace("{key}", key.expose_secret()))))
+}
+
+/// The port, where one is written, of a host that is in order.
+fn authority<'h>(scheme: &str, host: &'h str) -> Result<Option<&'h str>, String> {
     let authority = host.split(['/', '?', '#']).next().unwrap_or_default();
     let (name, port) = match authority.strip_prefix('[').and_then(|v6| v6.split_once(']')) {
         Some((name, port)) => (name, port.strip_prefix(':')),
@@ -61,6 +88,12 @@ fn network(scheme: &str, rest: &str) -> Result<Located, String> {
     if port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port == 0) || port.parse::<u16>().is_err()) {
         return Err("has a bad port; must be in 1..=65535".to_owned());
     }
+    Ok(port)
+}
+
+fn network(scheme: &str, rest: &str) -> Result<Located, String> {
+    let (credentials, host) = split_credentials(rest);
+    authority(scheme, host)?;
     let uri = format!("{scheme}://{host}");
     let (username, password) = match credentials.map(|text| text.split_once(':').unwrap_or((text, ""))) {
         Some((user, "")) => (Some(percent_decode(user)), None),
@@ -90,7 +123,6 @@ fn percent_decode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::redact::ExposeSecret;
 
     #[test]
     fn credentials_are_taken_out() {
@@ -103,6 +135,31 @@ mod tests {
         assert_eq!(locate("rtsp://cam:554/a@b").unwrap().uri, "rtsp://cam:554/a@b");
         assert!(locate("rtsp://cam/main").unwrap().username.is_none());
         assert_eq!(locate("rtsp://[::1]:8554/a").unwrap().uri, "rtsp://[::1]:8554/a");
+    }
+
+    #[test]
+    fn a_stream_is_sent_to_servers_that_are_named_in_full() {
+        let key = SecretString::from("live_1/x");
+        for (text, sent) in [
+            ("rtmp://a.example/app/key", "rtmp://a.example/app/key"),
+            ("rtmps://a.example:443/app/{camera}/{key}", "rtmps://a.example:443/app/{camera}/live_1/x"),
+            ("srt://10.0.0.2:9000?mode=caller&passphrase=0123456789", "srt://10.0.0.2:9000?mode=caller&passphrase=0123456789"),
+            ("srt://[::1]:9000", "srt://[::1]:9000"),
+        ] {
+            assert_eq!(target(text, Some(&key)).unwrap().expose_secret(), sent);
+        }
+        for (bad, why) in [
+            ("s3cr3t", "is no URI"),
+            ("rtsp://host/s3cr3t", "the scheme \"rtsp\""),
+            ("rtmp:///app/s3cr3t", "names no host"),
+            ("rtmp://host:0/app/s3cr3t", "bad port"),
+            ("rtmp://host/s3cr3t", "names no stream"),
+            ("srt://host?passphrase=s3cr3t", "names no port"),
+            ("srt://host:1?passphrase=s3cr3t&mode=listener", "a mode other than caller"),
+        ] {
+            let refused = target(bad, None).unwrap_err();
+            assert!(refused.contains(why) && !refused.contains("s3cr3t"), "{bad}: {refused}");
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Annotated frames as video: MP4 files, an RTSP server, and `gst-launch` fragments of the operator's own; and live video with
-//! boxes over RTSP, as files that players fetch, and as JPEGs. Beside them, a camera to try the daemon on.
+//! boxes over RTSP, to servers by RTMP and SRT, into video devices, as files that players fetch, and as JPEGs. Beside them, a
+//! camera to try the daemon on.
 
+mod always;
 mod clip;
 mod custom;
 mod encoder;
@@ -10,15 +12,19 @@ mod hls;
 mod jpegs;
 mod lane;
 mod live;
+mod login;
+mod push;
 mod raw;
 mod rtsp;
 pub mod serve;
 mod serving;
 mod stamp;
+mod v4l2;
 pub mod view;
 
 use crate::base::error::{Context, Kind, Result};
 
+pub use always::LiveSink;
 pub use clip::{ClipFile, check_clips};
 pub use custom::{CustomSink, check_fragment};
 pub use file::FileSink;

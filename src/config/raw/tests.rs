@@ -1,6 +1,6 @@
 use super::*;
 use crate::base::redact::ExposeSecret;
-use crate::config::{DecoderKind, Input, MotionConfig, Record, TlsFault, Transport};
+use crate::config::{DecoderKind, EncoderKind, Input, MotionConfig, Record, RtspVideo, TlsFault, Transport};
 use crate::types::MinScore;
 
 const CAMERA: &str = "[[camera]]\nid = \"street\"\nuri = \"rtsp://cam/main\"\nprompt = \"detect cat; dog\"\n";
@@ -138,9 +138,14 @@ fn keys_of_a_uri_are_refused_beside_a_pipeline() {
 #[test]
 fn the_rtsp_server_shows_analysed_frames_or_live_video() {
     let read_one = |keys: &str| read(&format!("[model]\nid = \"a/b\"\n{CAMERA}[output.rtsp]\n{keys}")).unwrap().output.rtsp.unwrap();
-    assert_eq!((read_one("").video, read_one("").encoder), (RtspVideo::Analysed, EncoderKind::X264));
-    let live = read_one("video = \"live\"\nencoder = \"va\"\n");
-    assert_eq!((live.video, live.encoder), (RtspVideo::Live, EncoderKind::Va));
+    let output = |keys: &str| read(&format!("[model]\nid = \"a/b\"\n{CAMERA}{keys}")).unwrap().output;
+    assert_eq!((read_one("").video, output("[output.rtsp]\n").encoder), (RtspVideo::Analysed, EncoderKind::X264));
+    let live = output("[output.rtsp]\nvideo = \"live\"\nencoder = \"va\"\n");
+    assert_eq!((live.rtsp.unwrap().video, live.encoder), (RtspVideo::Live, EncoderKind::Va));
+    assert_eq!(output("[output.live]\nencoder = \"nvidia\"\n").encoder, EncoderKind::Nvidia);
+    let two = "[output.rtsp]\nvideo = \"live\"\nencoder = \"va\"\n[output.live]\nencoder = \"x264\"\n";
+    let refused = faults(&format!("[model]\nid = \"a/b\"\n{CAMERA}{two}"));
+    assert_eq!(refused, ["line 11: output.live.encoder is another than output.rtsp.encoder; must be one of the two alone"]);
     let wrong = faults(&format!("[model]\nid = \"a/b\"\n{CAMERA}[output.rtsp]\nvideo = \"full\"\nencoder = \"gpu\"\n")).join("\n");
     for sentence in [
         "output.rtsp.video is \"full\"; must be one of analysed, live",
@@ -607,4 +612,73 @@ fn a_console_that_others_reach_has_a_token() {
     assert_eq!(found.len(), 4, "{found:?}");
     assert!(found[0].contains("console.token is refused: secrets do not belong") && !found[0].contains("abcdef"));
     assert!(found[1].contains("console.hosts holds \"http://nvr\"") && found[3].contains("console.port is not a known key"));
+}
+
+#[test]
+fn the_rtsp_server_has_a_password_or_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "s3cr3t\n").unwrap();
+    let of = |keys: &str| format!("[model]\nid = \"a/b\"\n{CAMERA}[output.rtsp]\n{keys}");
+    let rtsp = read(&of(&format!("username = \"me\"\npassword_file = {file:?}"))).unwrap().output.rtsp.unwrap();
+    let login = rtsp.login.as_ref().unwrap();
+    assert_eq!((login.username.as_str(), login.password.expose_secret()), ("me", "s3cr3t"));
+    assert!(!format!("{rtsp:?}").contains("s3cr3t"));
+    assert!(read(&of("")).unwrap().output.rtsp.unwrap().login.is_none());
+    let alone =
+        "line 8: output.rtsp.username stands without a password; must have password_file, or PALISADE_RTSP_PASSWORD in the environment";
+    assert_eq!(faults(&of("username = \"me\"")), [alone]);
+    let nobody = "line 8: output.rtsp.password_file stands without username; must be both or neither";
+    assert_eq!(faults(&of(&format!("password_file = {file:?}"))), [nobody]);
+    let wrong = faults(&of(&format!("username = \"a:b\"\npassword_file = {file:?}")));
+    assert_eq!(wrong, ["line 8: output.rtsp.username is \"a:b\"; must be a name without : and \""]);
+    let written = faults(&of("username = \"me\"\npassword = \"s3cr3t\"")).join("\n");
+    assert!(written.contains("output.rtsp.password is refused") && !written.contains("s3cr3t"), "{written}");
+}
+
+#[test]
+fn live_video_is_sent_to_servers_and_played_into_devices() {
+    let second = CAMERA.replace("street", "yard");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    std::fs::write(&file, "live_1\n").unwrap();
+    let of = |keys: &str| format!("[model]\nid = \"a/b\"\n{CAMERA}{second}{keys}");
+    let push = |keys: &str| of(&format!("[[output.push]]\n{keys}"));
+    let output = read(&push(&format!("uri = \"rtmp://host/app/{{camera}}-{{key}}\"\nkey_file = {file:?}"))).unwrap().output;
+    assert_eq!(output.push[0].uri.expose_secret(), "rtmp://host/app/{camera}-live_1");
+    assert_eq!(output.push[0].cameras.iter().map(|id| id.as_str()).collect::<Vec<_>>(), ["street", "yard"]);
+    assert!(!format!("{output:?}").contains("live_1"));
+    assert!(output.rtsp.is_none());
+    for (keys, fault) in [
+        ("", "line 11: output.push[0].uri is missing; must be rtmp://, rtmps:// or srt://"),
+        ("uri = \"rtmp://host/app/s3cr3t\"", "line 12: output.push[0].uri lacks {camera}; several cameras cannot share one stream"),
+        ("uri = \"http://host/{camera}\"", "line 12: output.push[0].uri has the scheme \"http\"; must be one of rtmp, rtmps, srt"),
+        (
+            "uri = \"rtmp://host/app/{key}\"\ncameras = [\"yard\"]",
+            "line 12: output.push[0].uri has {key}; must have key_file beside it, or PALISADE_PUSH_KEY in the environment",
+        ),
+        (
+            "uri = \"srt://host:9\"\ncameras = [\"yart\"]",
+            "line 13: output.push[0].cameras has \"yart\", which is no camera's id; did you mean yard?",
+        ),
+        (
+            "uri = \"srt://host:9\"\ncameras = []",
+            "line 13: output.push[0].cameras is empty; must name a camera, or be left out for all of them",
+        ),
+    ] {
+        assert_eq!(faults(&push(keys)), [fault], "{keys}");
+    }
+    let v4l2 = |keys: &str| of(&format!("[[output.v4l2]]\n{keys}"));
+    let output = read(&v4l2("camera = \"yard\"\ndevice = \"/dev/video10\"")).unwrap().output;
+    assert_eq!((output.v4l2[0].camera.as_str(), output.v4l2[0].device.as_path()), ("yard", Path::new("/dev/video10")));
+    assert_eq!(
+        faults(&v4l2("camera = \"attic\"\ndevice = \"video10\"")),
+        [
+            "line 12: output.v4l2[0].camera has \"attic\", which is no camera's id; must be one of street, yard",
+            "line 13: output.v4l2[0].device is \"video10\"; must be a device such as \"/dev/video10\"",
+        ]
+    );
+    let twice = "camera = \"yard\"\ndevice = \"/dev/video10\"\n";
+    let twice = faults(&v4l2(&format!("{twice}[[output.v4l2]]\n{twice}")));
+    assert_eq!(twice, ["line 16: output.v4l2[1].device is \"/dev/video10\" once more; a device has room for one camera"]);
 }

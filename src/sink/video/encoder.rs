@@ -54,7 +54,7 @@ pub fn chosen(kind: EncoderKind, gop: u32) -> Result<String> {
         }
     }
     if !matches!(kind, EncoderKind::Auto | EncoderKind::X264) {
-        tracing::warn!("the encoder that output.rtsp.encoder asks for is not there; software encodes");
+        tracing::warn!("the encoder that output.live.encoder asks for is not there; software encodes");
     }
     h264(gop)
 }

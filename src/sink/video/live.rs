@@ -27,8 +27,8 @@ use crate::base::metrics::Metrics;
 use crate::base::sync;
 use crate::base::thread::{self, Thread};
 use crate::config::EncoderKind;
+use crate::sink::Picture;
 use crate::sink::video::{encoder, init};
-use crate::sink::{Picture, Sink};
 use crate::types::{CameraId, CameraStatus, EncodedUnit, Mark, Patch};
 use camera::Camera;
 use show::Show;
@@ -106,6 +106,11 @@ impl Live {
         Ok(())
     }
 
+    /// Whether a camera has sent something, so that the size of its video is known.
+    pub(super) fn is_known(&self, camera: &CameraId) -> bool {
+        self.0.cameras.get(camera).is_some_and(|camera| camera.is_encoded() || camera.standing().1.is_some())
+    }
+
     /// Every camera there is to watch.
     pub fn cameras(&self) -> impl Iterator<Item = &CameraId> {
         self.0.cameras.keys()
@@ -147,22 +152,6 @@ impl Live {
     fn camera(&self, id: &CameraId) -> Result<&Arc<Camera>> {
         let unknown = || Error::new(Kind::Internal, format!("camera {id} has no live video"));
         self.0.cameras.get(id).ok_or_else(unknown)
-    }
-}
-
-/// Where no server of live video passes them on, it takes the analysed pictures itself.
-impl Sink for Live {
-    fn name(&self) -> &str {
-        "live"
-    }
-
-    fn write(&mut self, picture: &Picture) -> Result<()> {
-        self.analysed(picture)
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        self.end();
-        Ok(())
     }
 }
 

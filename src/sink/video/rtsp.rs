@@ -14,18 +14,18 @@ use gstreamer::glib;
 use gstreamer::prelude::*;
 use gstreamer_app::AppSrc;
 use gstreamer_rtsp_server::prelude::*;
-use gstreamer_rtsp_server::{RTSPMedia, RTSPMediaFactory, RTSPMountPoints, RTSPServer};
+use gstreamer_rtsp_server::{RTSPMedia, RTSPMediaFactory, RTSPMountPoints, RTSPServer, RTSPSession};
 use gstreamer_video::DownstreamForceKeyUnitEvent;
 use image::{Rgb, RgbImage};
 
 use crate::base::error::{Error, Kind, Result};
 use crate::base::metrics::{Counter, Metrics};
 use crate::base::sync;
-use crate::config::RtspConfig;
+use crate::config::{RtspConfig, RtspLogin};
 use crate::sink::video::live::Live;
 use crate::sink::video::rtsp::live::Streams;
 use crate::sink::video::serving::{self, Serving};
-use crate::sink::video::{encoder, init, raw};
+use crate::sink::video::{encoder, init, login, raw};
 use crate::sink::{Picture, Sink};
 use crate::types::CameraId;
 
@@ -80,6 +80,14 @@ impl RtspSink {
     pub fn new(config: RtspConfig, cameras: &[CameraId], live: Option<Live>, metrics: &Metrics) -> Result<Self> {
         init()?;
         let server = RTSPServer::new();
+        if let Some(RtspLogin { username, password }) = &config.login {
+            server.set_auth(Some(&login::known(username, password, true)));
+        } else if !config.listen.ip().is_loopback() {
+            tracing::warn!(
+                listen = %config.listen.ip(),
+                "everybody who reaches output.rtsp.listen can watch; set output.rtsp.username and password_file, or listen on 127.0.0.1"
+            );
+        }
         let mounts = serving::mounts(&server)?;
         let live = live.map(|live| (live, Arc::<Streams>::default()));
         let cameras = if let Some((live, streams)) = &live {
@@ -165,6 +173,7 @@ fn factory(line: &str, id: &CameraId, cameras: &Arc<Cameras>) -> RTSPMediaFactor
     let factory = RTSPMediaFactory::new();
     factory.set_launch(line);
     factory.set_shared(true);
+    login::admit(&factory);
     let (id, cameras) = (id.clone(), cameras.clone());
     factory.connect_media_configure(move |_, media| {
         if let Some(camera) = cameras.get(&id)
@@ -226,10 +235,20 @@ fn limit(server: &RTSPServer, joined: impl Fn(&str) + Send + Sync + 'static) {
         pool.set_max_sessions(SESSIONS);
     }
     let open = Arc::new(AtomicUsize::new(0));
-    server.connect_client_connected(move |_, client| {
+    server.connect_client_connected(move |server, client| {
         let closed = open.clone();
+        let pool = server.session_pool();
+        let sessions = Arc::<Mutex<Vec<glib::WeakRef<RTSPSession>>>>::default();
+        let begun = sessions.clone();
+        client.connect_new_session(move |_, session| sync::lock(&begun).push(session.downgrade()));
         client.connect_closed(move |_| {
             closed.fetch_sub(1, Ordering::AcqRel);
+            // Who hangs up without a word leaves a session behind, for a minute: a few dozen of them, and nobody gets in.
+            for session in std::mem::take(&mut *sync::lock(&sessions)).iter().filter_map(glib::WeakRef::upgrade) {
+                if let Some(Err(error)) = pool.as_ref().map(|pool| pool.remove(&session)) {
+                    tracing::debug!("an rtsp session was gone already: {error}");
+                }
+            }
         });
         let joined = joined.clone();
         client.connect_play_request(move |_, context| {

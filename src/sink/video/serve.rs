@@ -8,20 +8,17 @@ use std::sync::Arc;
 
 use gstreamer::prelude::*;
 use gstreamer_rtsp_server::prelude::*;
-use gstreamer_rtsp_server::{RTSPAuth, RTSPMediaFactory, RTSPServer, RTSPToken, gio, gst_rtsp};
+use gstreamer_rtsp_server::{RTSPAuth, RTSPMediaFactory, RTSPServer, gio};
 
 use crate::base::error::{Context, Error, Kind, Result};
-use crate::base::redact::{ExposeSecret, SecretString};
-use crate::sink::video::init;
+use crate::base::redact::SecretString;
 use crate::sink::video::serving::{self, Serving};
 use crate::sink::video::stamp;
+use crate::sink::video::{init, login};
 use clip::Clip;
 
 /// Connections that wait to be taken; the library's five are few where a hundred cameras come at once.
 const BACKLOG: i32 = 256;
-
-/// The role of whoever has logged in.
-const ROLE: &str = "viewer";
 
 /// A camera that is served.
 pub struct ServeConfig {
@@ -76,9 +73,7 @@ impl Camera {
         server.set_backlog(BACKLOG);
         if let Some(auth) = auth(config)? {
             server.set_auth(Some(&auth));
-            let role =
-                gstreamer::Structure::builder(ROLE).field("media.factory.access", true).field("media.factory.construct", true).build();
-            factory.add_role_from_structure(&role);
+            login::admit(&factory);
         }
         serving::mounts(&server)?.add_factory(&config.path, factory);
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, config.port));
@@ -136,21 +131,12 @@ fn auth(config: &ServeConfig) -> Result<Option<RTSPAuth>> {
     if config.login.is_none() && config.certificate.is_none() {
         return Ok(None);
     }
-    let auth = RTSPAuth::new();
+    let auth = match &config.login {
+        Some(Login { user, password, digest }) => login::known(user, password, *digest),
+        None => login::everybody(),
+    };
     if let Some(file) = &config.certificate {
         auth.set_tls_certificate(Some(&certificate(file)?));
-    }
-    let mut token = RTSPToken::builder().field("media.factory.role", ROLE).build();
-    if let Some(Login { user, password, digest }) = &config.login {
-        if *digest {
-            auth.set_supported_methods(gst_rtsp::RTSPAuthMethod::Digest);
-            auth.add_digest(user, password.expose_secret(), &token);
-        } else {
-            auth.add_basic(&RTSPAuth::make_basic(user, password.expose_secret()), &token);
-        }
-    } else {
-        // Everybody is a viewer.
-        auth.set_default_token(Some(&mut token));
     }
     Ok(Some(auth))
 }

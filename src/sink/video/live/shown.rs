@@ -18,7 +18,7 @@ pub struct Shown {
 
 impl Shown {
     /// Of `buffer`, which is as `info` says.
-    pub(super) fn new(buffer: Buffer, info: VideoInfo) -> Self {
+    pub(in crate::sink::video) fn new(buffer: Buffer, info: VideoInfo) -> Self {
         Self { buffer, info }
     }
 

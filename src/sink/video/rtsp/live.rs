@@ -16,6 +16,7 @@ use crate::base::metrics::{Counter, Metrics};
 use crate::base::sync;
 use crate::base::thread::{self, Thread};
 use crate::sink::video::live::{Live, Viewing};
+use crate::sink::video::login;
 use crate::types::{CameraId, EncodedUnit};
 
 /// The longest time between two looks at whether the stream is still wanted.
@@ -53,6 +54,7 @@ impl Streams {
         let factory = RTSPMediaFactory::new();
         factory.set_launch(LINE);
         factory.set_shared(true);
+        login::admit(&factory);
         let (streams, live, id) = (Arc::downgrade(self), live.clone(), id.clone());
         let dropped = metrics.counter("rtsp_units_dropped", id.as_str());
         factory.connect_media_configure(move |_, media| {
@@ -122,8 +124,10 @@ enum State {
     Prepares,
     /// It knows, and nobody plays yet: what came meanwhile would be old by then.
     Waits,
-    /// Up to the next keyframe nothing can be decoded.
-    Skips,
+    /// Up to the next keyframe nothing can be decoded. `asked`: that one is on its way.
+    Skips {
+        asked: bool,
+    },
     Plays,
 }
 
@@ -143,14 +147,20 @@ impl Pump {
 
     fn take(&mut self, unit: EncodedUnit, stream: &Stream) {
         if self.state == State::Waits && stream.played.load(Ordering::Acquire) {
-            self.state = State::Skips;
+            self.state = State::Skips { asked: true };
         }
         match self.state {
             // One picture without which no other can be decoded; those that follow it come too early.
             State::Prepares if unit.key => self.held = Some(unit),
             State::Prepares | State::Waits => {}
-            State::Skips if !unit.key => {}
-            State::Skips | State::Plays => self.push(&unit, stream),
+            State::Skips { asked } if !unit.key => {
+                // Not while the server takes nothing: everybody else would get a keyframe each time.
+                if !asked && self.waiting() <= WAITING / 2 {
+                    stream.viewing.ask_keyframe();
+                    self.state = State::Skips { asked: true };
+                }
+            }
+            State::Skips { .. } | State::Plays => self.push(&unit),
         }
     }
 
@@ -161,16 +171,19 @@ impl Pump {
         }
     }
 
-    fn push(&mut self, unit: &EncodedUnit, stream: &Stream) {
+    fn push(&mut self, unit: &EncodedUnit) {
         let Some(source) = self.source.upgrade() else { return };
-        if source.property::<u64>("current-level-buffers") >= WAITING {
-            self.dropped.add();
-            self.state = State::Skips;
-        } else if self.give(&source, unit) {
+        if self.waiting() < WAITING && self.give(&source, unit) {
             self.state = State::Plays;
-            return;
+        } else {
+            self.dropped.add();
+            self.state = State::Skips { asked: false };
         }
-        stream.viewing.ask_keyframe();
+    }
+
+    /// Pictures that wait to be packed.
+    fn waiting(&self) -> u64 {
+        self.source.upgrade().map_or(0, |source| source.property("current-level-buffers"))
     }
 
     /// Whether the pipeline took it.

@@ -183,6 +183,9 @@ fn the_outputs_figures_go_together() {
         assert!(number(&report["cpu_s_per_s"][watched]) > 0.0, "{report}");
     }
     assert!(number(&report["overlay_ratio"]) > 0.0 && number(&report["twenty_viewers_ratio"]) > 0.0, "{report}");
+    let plain = &report["plain_decode_and_encode"];
+    assert!((12.0..26.0).contains(&number(&plain["encoded_per_s"])) && number(&plain["cpu_s_per_s"]) > 0.0, "{report}");
+    assert!(number(&report["plain_ratio"]) > 0.0, "{report}");
     let latency = &report["latency_ms"];
     assert!(
         number(&latency["pictures"]) > 20.0 && 0.0 < number(&latency["p50"]) && number(&latency["p50"]) <= number(&latency["p99"]),

@@ -1,8 +1,9 @@
 //! Annotated frames as video: MP4 files, an RTSP server, and `gst-launch` fragments of the operator's own; and live video with
 //! boxes over RTSP, to servers by RTMP and SRT, into video devices, as files that players fetch, and as JPEGs. Beside them, a
-//! camera to try the daemon on.
+//! camera to try the daemon on, and a plain pipeline to measure it by.
 
 mod always;
+mod bare;
 mod clip;
 mod custom;
 mod encoder;
@@ -25,6 +26,7 @@ pub mod view;
 use crate::base::error::{Context, Kind, Result};
 
 pub use always::LiveSink;
+pub use bare::{Bare, Work};
 pub use clip::{ClipFile, check_clips};
 pub use custom::{CustomSink, check_fragment};
 pub use file::FileSink;

@@ -19,7 +19,7 @@ use crate::base::process;
 use crate::base::shutdown::Shutdown;
 use crate::config::{CameraConfig, Decode, EncoderKind, Input, RtspConfig, RtspVideo};
 use crate::sink::Sink;
-use crate::sink::video::{Live, RtspSink};
+use crate::sink::video::{Bare, Live, RtspSink, Work};
 use crate::source::{self, Decoders, Hooks, Source};
 use crate::types::{Box01, CameraId, CameraState, Encoded, Mark, Prompt};
 use viewers::Viewers;
@@ -83,6 +83,13 @@ fn cost(clip: &Path, time: Duration, shutdown: &Shutdown) -> Result<Value> {
     let mut rig = Rig::start(&server.uri(), shutdown)?;
     let measured = (|| {
         let nobody = rig.measure(time, None)?;
+        // The same stream, decoded and encoded by a pipeline without anything of ours.
+        let (mut received, mut plain) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            received.push(rig.measure_bare(&server.uri(), Work::Receive, time / ROUNDS)?);
+            plain.push(rig.measure_bare(&server.uri(), Work::Reencode, time / ROUNDS)?);
+        }
+        let plain = Sample { cpu: mean(&plain).cpu - mean(&received).cpu, ..mean(&plain) };
         let threads = process::threads();
         let mut one = Viewers::start(&rig.uri(), 1, false)?;
         rig.await_picture(&mut one)?;
@@ -118,6 +125,8 @@ fn cost(clip: &Path, time: Duration, shutdown: &Shutdown) -> Result<Value> {
             "cpu_s_per_s": figure(|sample| sample.cpu),
             "encoded_per_s": figure(|sample| sample.encoded),
             "seen_per_s": figure(|sample| sample.seen),
+            "plain_decode_and_encode": {"cpu_s_per_s": rounded(plain.cpu, 3), "encoded_per_s": rounded(plain.encoded, 3)},
+            "plain_ratio": rounded(work(with) / plain.cpu, 3),
             "overlay_ratio": rounded(work(with) / work(without), 3),
             "twenty_viewers_ratio": rounded(work(many) / work(with), 3),
             "threads": {"nobody": threads, "one": watched_threads},
@@ -256,6 +265,22 @@ impl Rig {
             seen.iter_mut().zip(fresh).for_each(|(seen, fresh)| *seen += fresh);
         }
         self.wait(SETTLE)
+    }
+
+    /// What this process takes while a plain pipeline takes the camera's stream too.
+    fn measure_bare(&mut self, uri: &str, work: Work, time: Duration) -> Result<Sample> {
+        let bare = Bare::start(uri, work)?;
+        let begin = Instant::now();
+        while bare.pictures() == 0 {
+            if begin.elapsed() >= PATIENCE {
+                return Err(Error::new(Kind::Pipeline, "the plain pipeline shows nothing"));
+            }
+            self.wait(Duration::from_millis(100))?;
+        }
+        self.wait(SETTLE / 2)?;
+        let before = bare.pictures();
+        let sample = self.measure(time, None)?;
+        Ok(Sample { encoded: (bare.pictures() - before) as f64 / time.as_secs_f64(), ..sample })
     }
 
     fn measure(&mut self, time: Duration, mut viewers: Option<&mut Viewers>) -> Result<Sample> {

@@ -4,11 +4,12 @@
 use std::time::Instant;
 
 use image::{Rgb, RgbImage, Rgba, RgbaImage};
-use imageproc::drawing::{draw_filled_rect_mut, draw_hollow_rect_mut, draw_text_mut};
+use imageproc::drawing::draw_hollow_rect_mut;
 use imageproc::rect::Rect;
 
-use crate::annotate::layout::{Area, place};
-use crate::annotate::{Annotator, BLACK, Metrics, WHITE, colour};
+use crate::annotate::layout::{Area, Ground, Leader};
+use crate::annotate::text::Line;
+use crate::annotate::{Annotator, BLACK, Metrics, Tag, WHITE};
 use crate::types::{Mark, Patch, PixelBox};
 
 /// Lines that a reason may take on a slate.
@@ -17,17 +18,16 @@ const LINES: usize = 4;
 /// A mark as it will be drawn.
 struct Shown {
     pixels: PixelBox,
-    tag: Area,
-    text: String,
-    colour: Rgb<u8>,
+    tag: Tag,
     /// Of 255.
     alpha: u8,
 }
 
-/// Something to be drawn: a mark's outline or its tag.
+/// Something to be drawn: a mark's outline, its tag, or the line from the one to the other.
 #[derive(Clone, Copy)]
 enum Piece {
     Outline(usize),
+    Leader(usize),
     Tag(usize),
 }
 
@@ -45,12 +45,20 @@ impl Annotator {
             return Vec::new();
         }
         let metrics = Metrics::of(size);
+        let marks: Vec<(&Mark, PixelBox)> = marks.iter().map(|mark| (mark, mark.box01.to_pixels(size.0, size.1))).collect();
+        let boxes: Vec<PixelBox> = marks.iter().filter(|(mark, _)| mark.opacity(now) > 0).map(|(_, pixels)| *pixels).collect();
         let mut taken = Vec::new();
-        let shown: Vec<Shown> = marks.iter().filter_map(|mark| self.shown(mark, now, size, &metrics, &mut taken)).collect();
+        let shown = marks.iter().filter_map(|(mark, pixels)| {
+            let shown = self.shown(mark, *pixels, now, &metrics, &Ground { bounds: size, taken: &taken, boxes: &boxes })?;
+            taken.push(shown.tag.area);
+            Some(shown)
+        });
+        let shown: Vec<Shown> = shown.collect();
         let pieces = shown.iter().enumerate().flat_map(|(index, one)| {
-            let PixelBox { x_min, y_min, x_max, y_max } = one.pixels;
-            let outline = Area { x: x_min, y: y_min, width: x_max.saturating_sub(x_min), height: y_max.saturating_sub(y_min) };
-            [Group { area: outline, pieces: vec![Piece::Outline(index)] }, Group { area: one.tag, pieces: vec![Piece::Tag(index)] }]
+            let group = |area: Area, piece: Piece| Group { area, pieces: vec![piece] };
+            let leader = one.tag.leader.map(|line| group(along(&line, &metrics, size), Piece::Leader(index)));
+            let ends = [group(Area::of(one.pixels), Piece::Outline(index)), group(one.tag.area, Piece::Tag(index))];
+            ends.into_iter().chain(leader)
         });
         let pieces = pieces.filter(|group| group.area.width > 0 && group.area.height > 0).collect();
         // What the first pass has made may suit what it made later.
@@ -58,18 +66,15 @@ impl Annotator {
         groups.iter().map(|group| self.patch(group, &shown, &metrics)).collect()
     }
 
-    fn shown(&self, mark: &Mark, now: Instant, size: (u32, u32), metrics: &Metrics, taken: &mut Vec<Area>) -> Option<Shown> {
+    fn shown(&self, mark: &Mark, pixels: PixelBox, now: Instant, metrics: &Metrics, ground: &Ground<'_>) -> Option<Shown> {
         let opacity = mark.opacity(now);
         if opacity == 0 {
             return None;
         }
         let age = if opacity < Mark::WHOLE { format!("  {} s ago", mark.age(now).as_secs()) } else { String::new() };
-        let text = self.fitted(&format!("{} {:.2}{age}", mark.label, mark.score), metrics, size.0);
-        let pixels = mark.box01.to_pixels(size.0, size.1);
-        let tag = place(pixels, self.size(&text, metrics), size, taken);
-        taken.push(tag);
+        let tag = self.tag(&mark.label, &format!(" {:.2}{age}", mark.score), pixels, metrics, ground);
         let alpha = u8::try_from(255 * u16::from(opacity) / u16::from(Mark::WHOLE)).unwrap_or(u8::MAX);
-        Some(Shown { pixels, tag, text, colour: colour::of(&mark.label), alpha })
+        Some(Shown { pixels, tag, alpha })
     }
 
     fn patch(&self, group: &Group, shown: &[Shown], metrics: &Metrics) -> Patch {
@@ -80,21 +85,20 @@ impl Annotator {
                 outline(&mut image, (x, y), &shown[*index], metrics.line);
             }
         }
-        // Tags after all outlines, so that no outline runs through a text.
+        // Tags after all lines, so that none runs through a text.
+        for piece in &group.pieces {
+            if let Piece::Leader(index) = piece {
+                let Shown { tag, alpha, .. } = &shown[*index];
+                tag.draw_leader(&mut image, (x, y), metrics, |colour| with(colour, *alpha));
+            }
+        }
         for piece in &group.pieces {
             if let Piece::Tag(index) = piece {
-                self.tag(&mut image, (x, y), &shown[*index], metrics);
+                let Shown { tag, alpha, .. } = &shown[*index];
+                tag.draw(&mut image, (x, y), metrics, &self.fonts, |colour| with(colour, *alpha));
             }
         }
         Patch { x, y, image }
-    }
-
-    fn tag(&self, image: &mut RgbaImage, origin: (u32, u32), shown: &Shown, metrics: &Metrics) {
-        let (x, y) = ((shown.tag.x - origin.0) as i32, (shown.tag.y - origin.1) as i32);
-        draw_filled_rect_mut(image, Rect::at(x, y).of_size(shown.tag.width, shown.tag.height), with(shown.colour, shown.alpha));
-        let colour = if colour::is_light(shown.colour) { BLACK } else { WHITE };
-        let pad = metrics.pad as i32;
-        draw_text_mut(image, with(colour, shown.alpha), x + pad, y + pad, metrics.text, &self.font, &shown.text);
     }
 
     /// The last picture of a camera, darkened, with what there is to say in its middle; without a picture, grey of `size`.
@@ -104,8 +108,8 @@ impl Annotator {
         let plain = Metrics::of(canvas.dimensions());
         let metrics = Metrics { text: plain.text * 1.5, ..plain };
         let room = canvas.width() * 9 / 10;
-        let lines: Vec<String> = lines.iter().flat_map(|line| self.wrapped(line, &metrics, room)).collect();
-        let step = self.size("", &metrics).1;
+        let lines: Vec<Line> = lines.iter().flat_map(|line| self.wrapped(line, &metrics, room)).collect();
+        let step = self.size(&Line::default(), &metrics).1;
         let top = (canvas.height() / 2).saturating_sub(step * lines.len() as u32 / 2);
         for (row, line) in (0..).zip(&lines) {
             let width = self.size(line, &metrics).0;
@@ -117,11 +121,12 @@ impl Annotator {
     }
 
     /// A sentence on lines that are no wider than `room` pixels.
-    fn wrapped(&self, text: &str, metrics: &Metrics, room: u32) -> Vec<String> {
+    fn wrapped(&self, text: &str, metrics: &Metrics, room: u32) -> Vec<Line> {
         let mut lines: Vec<String> = Vec::new();
         for word in text.split_whitespace() {
             let longer = lines.last().map(|line| format!("{line} {word}"));
-            match longer.filter(|longer| lines.len() == LINES || self.size(longer, metrics).0 <= room) {
+            let fits = |longer: &String| self.size(&Line::of(&self.fonts, longer), metrics).0 <= room;
+            match longer.filter(|longer| lines.len() == LINES || fits(longer)) {
                 Some(longer) => {
                     lines.pop();
                     lines.push(longer);
@@ -129,8 +134,15 @@ impl Annotator {
                 None => lines.push(word.to_owned()),
             }
         }
-        lines.iter().map(|line| self.fitted(line, metrics, room)).collect()
+        lines.iter().map(|line| self.fitted(line, "", metrics, room)).collect()
     }
+}
+
+/// What a leader covers, its width included.
+fn along(Leader { from, to }: &Leader, metrics: &Metrics, size: (u32, u32)) -> Area {
+    let (left, top) = (from.0.min(to.0).saturating_sub(metrics.line), from.1.min(to.1).saturating_sub(metrics.line));
+    let (right, bottom) = ((from.0.max(to.0) + metrics.line + 1).min(size.0), (from.1.max(to.1) + metrics.line + 1).min(size.1));
+    Area { x: left, y: top, width: right - left, height: bottom - top }
 }
 
 /// Puts pieces together where that is cheaper. For each line of a patch the video's whole line is unpacked and packed
@@ -169,7 +181,7 @@ fn outline(image: &mut RgbaImage, origin: (u32, u32), shown: &Shown, line: u32) 
         if width == 0 || height == 0 {
             break;
         }
-        let shade = if inset == 0 || inset == line + 1 { BLACK } else { shown.colour };
+        let shade = if inset == 0 || inset == line + 1 { BLACK } else { shown.tag.colour };
         let (x, y) = ((x_min + inset - origin.0) as i32, (y_min + inset - origin.1) as i32);
         draw_hollow_rect_mut(image, Rect::at(x, y).of_size(width, height), with(shade, shown.alpha));
     }
@@ -184,6 +196,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::annotate::colour;
     use crate::types::Box01;
 
     fn mark(label: &str, [y_min, x_min, y_max, x_max]: [f32; 4], seen: Instant) -> Mark {

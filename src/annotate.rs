@@ -37,6 +37,8 @@ struct Metrics {
     text: f32,
     /// Width of a box's outline.
     line: u32,
+    /// Width of the dark edges of it.
+    edge: u32,
     /// Space around text.
     pad: u32,
 }
@@ -45,11 +47,8 @@ impl Metrics {
     /// For a picture of this width and height.
     fn of(size: (u32, u32)) -> Self {
         let short = size.0.min(size.1) as f32;
-        Self {
-            text: (short / 30.0).clamp(12.0, 72.0),
-            line: (short / 200.0).round().clamp(2.0, 10.0) as u32,
-            pad: (short / 240.0).round().clamp(2.0, 10.0) as u32,
-        }
+        let line = (short / 200.0).round().clamp(2.0, 10.0) as u32;
+        Self { text: (short / 30.0).clamp(12.0, 72.0), line, edge: (line / 4).max(1), pad: (short / 240.0).round().clamp(2.0, 10.0) as u32 }
     }
 }
 
@@ -96,7 +95,7 @@ impl Annotator {
         let metrics = Metrics::of(bounds);
         let boxes: Vec<PixelBox> = detections.iter().map(|found| found.box01.to_pixels(bounds.0, bounds.1)).collect();
         for (found, pixels) in detections.iter().zip(&boxes) {
-            outline(&mut canvas, *pixels, metrics.line, colour::of(&found.label));
+            outline(&mut canvas, (0, 0), *pixels, &metrics, BLACK, colour::of(&found.label));
         }
         let mut taken = vec![self.bar(&mut canvas, caption, &metrics)];
         let tag = |(found, pixels): (&Detection, &PixelBox)| {
@@ -107,7 +106,7 @@ impl Annotator {
                 &metrics,
                 &Ground { bounds, taken: &taken, boxes: &boxes },
             );
-            taken.push(tag.area);
+            taken.push(tag.area.grown(metrics.edge));
             tag
         };
         let tags: Vec<Tag> = detections.iter().zip(&boxes).map(tag).collect();
@@ -182,7 +181,7 @@ impl Tag {
         let Some(Leader { from, to }) = self.leader else { return };
         let at = |(x, y): (u32, u32)| (x as f32 - origin.0 as f32, y as f32 - origin.1 as f32);
         let inner = metrics.line.div_ceil(2);
-        for (width, colour) in [(inner + 2, BLACK), (inner, self.colour)] {
+        for (width, colour) in [(inner + 2 * metrics.edge, BLACK), (inner, self.colour)] {
             let back = (width / 2) as i32;
             for (x, y) in BresenhamLineIter::new(at(from), at(to)) {
                 draw_filled_rect_mut(canvas, Rect::at(x - back, y - back).of_size(width, width), paint(colour));
@@ -191,17 +190,18 @@ impl Tag {
     }
 }
 
-/// A box's outline: the label's colour, with a dark hairline on both sides that holds on any background.
-fn outline(canvas: &mut RgbImage, pixels: PixelBox, line: u32, colour: Rgb<u8>) {
-    let (right, bottom) = (pixels.x_max.min(canvas.width()), pixels.y_max.min(canvas.height()));
-    for inset in 0..line + 2 {
-        let width = right.saturating_sub(pixels.x_min + 2 * inset);
-        let height = bottom.saturating_sub(pixels.y_min + 2 * inset);
+/// A box's outline on a canvas that begins at `origin` of the picture: the label's colour, with a dark edge on both sides that
+/// holds on any background.
+fn outline<C: Canvas>(canvas: &mut C, origin: (u32, u32), pixels: PixelBox, metrics: &Metrics, dark: C::Pixel, colour: C::Pixel) {
+    let Area { x, y, width, height } = Area::of(pixels);
+    for inset in 0..metrics.line + 2 * metrics.edge {
+        let (width, height) = (width.saturating_sub(2 * inset), height.saturating_sub(2 * inset));
         if width == 0 || height == 0 {
             break;
         }
-        let shade = if inset == 0 || inset == line + 1 { BLACK } else { colour };
-        draw_hollow_rect_mut(canvas, Rect::at((pixels.x_min + inset) as i32, (pixels.y_min + inset) as i32).of_size(width, height), shade);
+        let shade = if (metrics.edge..metrics.edge + metrics.line).contains(&inset) { colour } else { dark };
+        let at = Rect::at((x + inset - origin.0) as i32, (y + inset - origin.1) as i32);
+        draw_hollow_rect_mut(canvas, at.of_size(width, height), shade);
     }
 }
 

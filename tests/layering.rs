@@ -14,7 +14,7 @@ const FLOORS: [&[&str]; 6] = [
 ];
 
 /// Crates that only the named places may import.
-const OWNERS: [(&str, &[&str]); 13] = [
+const OWNERS: [(&str, &[&str]); 19] = [
     ("clap", &["main.rs"]),
     ("axum", &["console"]),
     ("gstreamer", &["source", "sink/video"]),
@@ -22,6 +22,12 @@ const OWNERS: [(&str, &[&str]); 13] = [
     ("gstreamer_video", &["source", "sink/video"]),
     ("gstreamer_rtsp_server", &["sink/video"]),
     ("imageproc", &["annotate"]),
+    ("ab_glyph", &["annotate"]),
+    ("fontdb", &["annotate"]),
+    ("deunicode", &["annotate"]),
+    ("unicode_bidi", &["annotate"]),
+    ("unicode_normalization", &["annotate"]),
+    ("unicode_segmentation", &["annotate"]),
     ("rumqttc", &["mqtt"]),
     ("candle_core", &["model"]),
     ("tokenizers", &["model"]),

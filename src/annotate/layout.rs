@@ -45,6 +45,12 @@ impl Area {
         apart(self.x, self.right(), other.x, other.right()) + apart(self.y, self.bottom(), other.y, other.bottom())
     }
 
+    /// With so many pixels around it.
+    pub(super) fn grown(&self, by: u32) -> Self {
+        let (x, y) = (self.x.saturating_sub(by), self.y.saturating_sub(by));
+        Self { x, y, width: self.right() + by - x, height: self.bottom() + by - y }
+    }
+
     /// The middle half of it, across and down.
     fn core(&self) -> Self {
         let (left, top) = (self.width / 4, self.height / 4);
@@ -60,27 +66,27 @@ impl Area {
 pub(super) struct Ground<'a> {
     /// Width and height of the picture.
     pub bounds: (u32, u32),
-    /// The tags placed before, and the bar at the foot.
+    /// The tags placed before, with what is to stay free around them, and the bar at the foot.
     pub taken: &'a [Area],
     /// Every box.
     pub boxes: &'a [PixelBox],
 }
 
 /// Places a tag of `size` (width, height) for a box. Above the box, inside at its top, below it, beside it or where the next
-/// room is, whichever is nearest to the place above. A box that is not much larger than a tag keeps its middle free, as long
-/// as there is room elsewhere. Where there is none at all the tag goes above its box, on what is there.
+/// room is, whichever is nearest to the place above. A box that tags could hide keeps its middle free, as long as there is
+/// room elsewhere. Where there is none at all the tag goes above its box, on what is there.
 pub(super) fn place(pixels: PixelBox, size: (u32, u32), ground: &Ground<'_>) -> Area {
     let search = Search::new(pixels, size, ground.bounds);
-    let little = |area: &Area| u64::from(area.width) * u64::from(area.height) <= 3 * u64::from(size.0) * u64::from(size.1);
+    let little = |area: &Area| area.height <= 2 * size.1 && area.width * area.height <= 2 * size.0 * size.1;
     let cores = ground.boxes.iter().copied().map(Area::of).filter(little).map(|area| area.core());
     let all: Vec<Area> = ground.taken.iter().copied().chain(cores).collect();
     search.nearest(&all).or_else(|| search.nearest(ground.taken)).unwrap_or(search.home)
 }
 
-/// The line that shows which box a tag belongs to; `None` where they touch.
+/// The line that shows which box a tag belongs to; `None` where that is plain, for there is next to nothing between them.
 pub(super) fn leader(tag: &Area, pixels: PixelBox) -> Option<Leader> {
     let object = Area::of(pixels);
-    if tag.gap(&object) == 0 {
+    if tag.gap(&object) <= tag.height / 4 {
         return None;
     }
     let from = tag.nearest((object.x + object.width / 2, object.y + object.height / 2));
@@ -194,9 +200,10 @@ mod tests {
     #[test]
     fn the_next_place_is_taken_where_the_first_is_not_free() {
         assert_eq!(alone(BOX, &[at(100, 80)]), at(100, 100), "inside");
-        assert_eq!(alone(BOX, &[at(80, 85)]), at(140, 80), "above, further to the right");
+        let both = [at(100, 80), Area { x: 100, y: 100, width: 100, height: 100 }];
+        assert_eq!(alone(BOX, &both), at(160, 80), "above, further to the right");
         let flat = PixelBox { y_max: 120, ..BOX };
-        assert_eq!(alone(flat, &[at(100, 80), at(160, 80)]), at(100, 120), "below what a tag would hide");
+        assert_eq!(alone(flat, &[at(100, 80), at(160, 80)]), at(100, 115), "below, where the middle of what it would hide stays free");
         let all_around = [at(100, 80), at(160, 80), at(100, 120), at(160, 120)];
         assert_eq!(alone(PixelBox { x_max: 160, ..flat }, &all_around).gap(&Area::of(PixelBox { x_max: 160, ..flat })), 0, "beside it");
     }
@@ -221,10 +228,11 @@ mod tests {
             .collect();
         let tags = apart(&boxes, (110, 30), (1280, 720));
         let gaps: Vec<u32> = tags.iter().zip(&boxes).map(|(tag, pixels)| tag.gap(&Area::of(*pixels))).collect();
-        assert!(gaps.iter().filter(|gap| **gap == 0).count() >= 25, "{gaps:?}");
-        assert!(gaps.iter().all(|gap| *gap < 400), "{gaps:?}");
+        // Together the tags cover more than all the boxes do: many have to stand outside.
+        assert!(gaps.iter().filter(|gap| **gap == 0).count() >= 15, "{gaps:?}");
+        assert!(gaps.iter().all(|gap| *gap < 250), "{gaps:?}");
         let lines = tags.iter().zip(&boxes).filter(|(tag, pixels)| leader(tag, **pixels).is_some()).count();
-        assert_eq!(lines, gaps.iter().filter(|gap| **gap > 0).count(), "each that stands apart has a line");
+        assert_eq!(lines, gaps.iter().filter(|gap| **gap > 7).count(), "each that stands apart has a line");
     }
 
     #[test]
@@ -246,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_leader_goes_from_edge_to_edge() {
-        assert_eq!(leader(&at(100, 80), BOX), None);
+        assert_eq!([leader(&at(100, 80), BOX), leader(&at(100, 75), BOX)], [None, None]);
         assert_eq!(leader(&at(110, 20), BOX), Some(Leader { from: (150, 39), to: (150, 100) }));
         assert_eq!(leader(&at(300, 300), BOX), Some(Leader { from: (300, 300), to: (199, 199) }));
     }

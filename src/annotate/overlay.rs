@@ -4,12 +4,10 @@
 use std::time::Instant;
 
 use image::{Rgb, RgbImage, Rgba, RgbaImage};
-use imageproc::drawing::draw_hollow_rect_mut;
-use imageproc::rect::Rect;
 
 use crate::annotate::layout::{Area, Ground, Leader};
 use crate::annotate::text::Line;
-use crate::annotate::{Annotator, BLACK, Metrics, Tag, WHITE};
+use crate::annotate::{Annotator, BLACK, Metrics, Tag, WHITE, outline};
 use crate::types::{Mark, Patch, PixelBox};
 
 /// Lines that a reason may take on a slate.
@@ -50,7 +48,7 @@ impl Annotator {
         let mut taken = Vec::new();
         let shown = marks.iter().filter_map(|(mark, pixels)| {
             let shown = self.shown(mark, *pixels, now, &metrics, &Ground { bounds: size, taken: &taken, boxes: &boxes })?;
-            taken.push(shown.tag.area);
+            taken.push(shown.tag.area.grown(metrics.edge));
             Some(shown)
         });
         let shown: Vec<Shown> = shown.collect();
@@ -82,7 +80,8 @@ impl Annotator {
         let mut image = RgbaImage::new(width, height);
         for piece in &group.pieces {
             if let Piece::Outline(index) = piece {
-                outline(&mut image, (x, y), &shown[*index], metrics.line);
+                let Shown { pixels, tag, alpha } = &shown[*index];
+                outline(&mut image, (x, y), *pixels, metrics, with(BLACK, *alpha), with(tag.colour, *alpha));
             }
         }
         // Tags after all lines, so that none runs through a text.
@@ -173,20 +172,6 @@ fn around(a: &Area, b: &Area) -> Area {
     Area { x, y, width: right - x, height: bottom - y }
 }
 
-/// A dark hairline on both sides holds on any background.
-fn outline(image: &mut RgbaImage, origin: (u32, u32), shown: &Shown, line: u32) {
-    let PixelBox { x_min, y_min, x_max, y_max } = shown.pixels;
-    for inset in 0..line + 2 {
-        let (width, height) = (x_max.saturating_sub(x_min + 2 * inset), y_max.saturating_sub(y_min + 2 * inset));
-        if width == 0 || height == 0 {
-            break;
-        }
-        let shade = if inset == 0 || inset == line + 1 { BLACK } else { shown.tag.colour };
-        let (x, y) = ((x_min + inset - origin.0) as i32, (y_min + inset - origin.1) as i32);
-        draw_hollow_rect_mut(image, Rect::at(x, y).of_size(width, height), with(shade, shown.alpha));
-    }
-}
-
 fn with(Rgb([r, g, b]): Rgb<u8>, alpha: u8) -> Rgba<u8> {
     Rgba([r, g, b, alpha])
 }
@@ -197,6 +182,7 @@ mod tests {
 
     use super::*;
     use crate::annotate::colour;
+    use crate::annotate::tests::alone;
     use crate::types::Box01;
 
     fn mark(label: &str, [y_min, x_min, y_max, x_max]: [f32; 4], seen: Instant) -> Mark {
@@ -209,6 +195,11 @@ mod tests {
         let within =
             |patch: &&Patch| x >= patch.x && y >= patch.y && x < patch.x + patch.image.width() && y < patch.y + patch.image.height();
         patches.iter().rfind(within).map(|patch| *patch.image.get_pixel(x - patch.x, y - patch.y))
+    }
+
+    /// The pixels there of all patches.
+    fn at_any(patches: &[Patch], x: u32, y: u32) -> Vec<Rgba<u8>> {
+        patches.iter().filter_map(|patch| at(std::slice::from_ref(patch), x, y)).collect()
     }
 
     #[test]
@@ -232,6 +223,49 @@ mod tests {
             at(&patches, 161, 240).map(|pixel| pixel.0[3])
         };
         assert_eq!([0, 5, 6, 7].map(alpha), [Some(255), Some(255), Some(127), None]);
+    }
+
+    #[test]
+    fn tags_stay_where_they_are_between_looks_and_when_another_object_comes() {
+        let (annotator, now) = (alone(), Instant::now());
+        let sides = [[0.3, 0.3, 0.5, 0.5], [0.3, 0.32, 0.5, 0.52], [0.32, 0.3, 0.52, 0.5]];
+        let marks = sides.map(|sides| mark("cat", sides, now));
+        let drawn = |marks: &[Mark], after: u64| {
+            let mut canvas = RgbaImage::new(640, 480);
+            for patch in annotator.overlay(marks, now + Duration::from_secs(after), (640, 480)) {
+                image::imageops::overlay(&mut canvas, &patch.image, i64::from(patch.x), i64::from(patch.y));
+            }
+            canvas
+        };
+        assert!(drawn(&marks, 0) == drawn(&marks, 4));
+        let more = [marks.to_vec(), vec![mark("dog", [0.7, 0.7, 0.9, 0.9], now)]].concat();
+        let part = |canvas: RgbaImage| image::imageops::crop_imm(&canvas, 0, 0, 440, 300).to_image();
+        assert!(part(drawn(&marks, 0)) == part(drawn(&more, 0)));
+    }
+
+    #[test]
+    fn a_tag_apart_from_its_box_has_a_line_to_it() {
+        let (annotator, now) = (alone(), Instant::now());
+        let marks = vec![mark("cat", [0.5, 0.5, 0.54, 0.53], now); 9];
+        let metrics = Metrics::of((640, 480));
+        let pixels = marks[0].box01.to_pixels(640, 480);
+        let (mut taken, boxes) = (Vec::new(), vec![pixels; 9]);
+        let leaders = marks.iter().filter_map(|mark| {
+            let tag = annotator.tag(&mark.label, " 0.90", pixels, &metrics, &Ground { bounds: (640, 480), taken: &taken, boxes: &boxes });
+            taken.push(tag.area.grown(metrics.edge));
+            tag.leader
+        });
+        let leaders: Vec<Leader> = leaders.collect();
+        assert!(!leaders.is_empty() && leaders.len() < 7, "{leaders:?}");
+        // Each line is seen, in the label's colour, from its tag on.
+        let patches = annotator.overlay(&marks, now, (640, 480));
+        let Rgb([r, g, b]) = colour::of("cat");
+        for Leader { from: (x, y), to } in leaders {
+            let near = (x.abs_diff(to.0).min(1), y.abs_diff(to.1).min(1));
+            let step = |from: u32, to: u32, by: u32| if to < from { from - 2 * by } else { from + 2 * by };
+            let drawn = at_any(&patches, step(x, to.0, near.0), step(y, to.1, near.1));
+            assert!(drawn.contains(&Rgba([r, g, b, 255])), "{x} {y} to {to:?}: {drawn:?}");
+        }
     }
 
     #[test]

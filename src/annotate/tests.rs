@@ -45,7 +45,7 @@ fn any_box_on_any_picture_is_drawn_without_a_panic() {
 const NO_FONTS: Vec<PathBuf> = Vec::new();
 
 /// With what is embedded alone, on any machine.
-fn alone() -> Annotator {
+pub(super) fn alone() -> Annotator {
     Annotator::with_fonts(NO_FONTS).unwrap()
 }
 
@@ -169,6 +169,17 @@ fn golden_crowd() {
 }
 
 #[test]
+fn golden_cluster() {
+    // Side by side, each narrower than its tag.
+    let close = |index: u32| {
+        let (left, top) = (0.25 + 0.045 * index as f32, 0.45 + 0.02 * (index % 3) as f32);
+        seen(["person", "dog", "bicycle"][index as usize % 3], 0.9 - 0.03 * index as f32, [top, left, top + 0.14, left + 0.035])
+    };
+    let detections: Vec<Detection> = (0..12).map(close).collect();
+    golden("cluster", &alone().draw(&street(640, 360), &detections, ""), 2);
+}
+
+#[test]
 fn golden_large() {
     let drawn = alone().draw(&street(3840, 2160), &things(), "street   2026-11-23 14:03:07");
     // Around the car's upper left corner, in the picture's own pixels.
@@ -279,7 +290,7 @@ fn what_no_font_has_is_spelled() {
         ("बिल्ली", "billii"),
         ("🐈", "cat"),
         ("a🐈b", "a cat b"),
-        ("🐈\u{200d}⬛", "cat ⬛"),
+        ("🐈\u{200d}⬛", "cat black large square"),
         ("\u{e000}", "?"),
         ("\u{fe0f}", "?"),
         ("собака", "собака"),

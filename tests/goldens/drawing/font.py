@@ -27,7 +27,7 @@ def face(family, letter, points):
     font.setupHorizontalMetrics({".notdef": (600, 100), "letter": (1000, 100)})
     # Other measures than the embedded font's, as those of large collections are.
     font.setupHorizontalHeader(ascent=1160, descent=-288)
-    font.setupNameTable({"familyName": family, "styleName": "Regular"})
+    font.setupNameTable({"familyName": family, "styleName": "Regular", "psName": family.replace(" ", "")})
     font.setupOS2(sTypoAscender=1160, sTypoDescender=-288, usWinAscent=1160, usWinDescent=288)
     font.setupPost()
     return font.font

@@ -172,8 +172,8 @@ fn golden_crowd() {
 fn golden_cluster() {
     // Side by side, each narrower than its tag.
     let close = |index: u32| {
-        let (left, top) = (0.25 + 0.045 * index as f32, 0.45 + 0.02 * (index % 3) as f32);
-        seen(["person", "dog", "bicycle"][index as usize % 3], 0.9 - 0.03 * index as f32, [top, left, top + 0.14, left + 0.035])
+        let (left, top) = (0.25 + 0.045 * index as f32, 0.5);
+        seen(["person", "dog", "bicycle"][index as usize % 3], 0.9 - 0.03 * index as f32, [top, left, top + 0.08, left + 0.035])
     };
     let detections: Vec<Detection> = (0..12).map(close).collect();
     golden("cluster", &alone().draw(&street(640, 360), &detections, ""), 2);

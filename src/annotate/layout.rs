@@ -2,6 +2,9 @@
 
 use crate::types::PixelBox;
 
+/// So many gaps between what is there are tried for a tag beside the regular rows, for hundreds of boxes make thousands.
+const MOST_EDGES: usize = 64;
+
 /// A rectangle in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Area {
@@ -112,13 +115,16 @@ impl Search {
 
     /// The free place with the least cost.
     fn nearest(&self, blocked: &[Area]) -> Option<Area> {
+        let (mut by_left, mut by_right) = (blocked.to_vec(), blocked.to_vec());
+        by_left.sort_unstable_by_key(|area| area.x);
+        by_right.sort_unstable_by_key(|area| std::cmp::Reverse(area.right()));
         let mut best: Option<(u32, Area)> = None;
         for y in self.rows(blocked) {
             // No place of a row is nearer than the row, and rows come nearest first.
             if best.is_some_and(|(cost, _)| y.abs_diff(self.home.y) >= cost) {
                 break;
             }
-            for area in self.free_in(y, blocked) {
+            for area in self.free_in(y, &by_left, &by_right) {
                 let cost = self.cost(&area);
                 if best.is_none_or(|(least, _)| cost < least) {
                     best = Some((cost, area));
@@ -138,22 +144,24 @@ impl Search {
         let height = self.home.height.max(1);
         let down = (0..=self.last.1 / height).flat_map(|row| [self.object.y + row * height, self.object.bottom() + row * height]);
         let up = (1..=self.object.y / height).map(|row| self.object.y - row * height);
-        let edges = blocked.iter().flat_map(|area| [area.y.checked_sub(height), Some(area.bottom())]).flatten();
-        let mut rows: Vec<u32> = down.chain(up).chain(edges).filter(|y| *y <= self.last.1).chain([self.home.y, self.last.1]).collect();
         // Of two that are as far, the upper one.
-        rows.sort_unstable_by_key(|y| (y.abs_diff(self.home.y), *y));
+        let nearest = |y: &u32| (y.abs_diff(self.home.y), *y);
+        let mut edges: Vec<u32> = blocked.iter().flat_map(|area| [area.y.checked_sub(height), Some(area.bottom())]).flatten().collect();
+        edges.sort_unstable_by_key(nearest);
+        edges.dedup();
+        edges.truncate(MOST_EDGES);
+        let mut rows: Vec<u32> = down.chain(up).chain(edges).filter(|y| *y <= self.last.1).chain([self.home.y, self.last.1]).collect();
+        rows.sort_unstable_by_key(nearest);
         rows.dedup();
         rows
     }
 
     /// The nearest free places of a row: at the box's left edge, else one to the right and one to the left.
-    fn free_in(&self, y: u32, blocked: &[Area]) -> impl Iterator<Item = Area> + use<> {
+    fn free_in(&self, y: u32, by_left: &[Area], by_right: &[Area]) -> impl Iterator<Item = Area> + use<> {
         let home = Area { y, ..self.home };
-        let mut row: Vec<&Area> = blocked.iter().filter(|area| area.y < home.bottom() && home.y < area.bottom()).collect();
-        row.sort_unstable_by_key(|area| area.x);
-        let right = row.iter().fold(home, |at, area| if at.overlaps(area) { Area { x: area.right(), ..at } } else { at });
-        row.sort_unstable_by_key(|area| std::cmp::Reverse(area.right()));
-        let left = row.iter().try_fold(home, |at, area| match at.overlaps(area) {
+        // Whatever does not reach the row overlaps nothing in it.
+        let right = by_left.iter().fold(home, |at, area| if at.overlaps(area) { Area { x: area.right(), ..at } } else { at });
+        let left = by_right.iter().try_fold(home, |at, area| match at.overlaps(area) {
             true => area.x.checked_sub(at.width).map(|x| Area { x, ..at }),
             false => Some(at),
         });

@@ -4,6 +4,8 @@
 use std::time::Instant;
 
 use image::{Rgb, RgbImage, Rgba, RgbaImage};
+use imageproc::drawing::draw_filled_rect_mut;
+use imageproc::rect::Rect;
 
 use crate::annotate::layout::{Area, Ground, Leader};
 use crate::annotate::text::Line;
@@ -84,11 +86,17 @@ impl Annotator {
                 outline(&mut image, (x, y), *pixels, metrics, with(BLACK, *alpha), with(tag.colour, *alpha));
             }
         }
-        // Tags after all lines, so that none runs through a text.
         for piece in &group.pieces {
             if let Piece::Leader(index) = piece {
                 let Shown { tag, alpha, .. } = &shown[*index];
                 tag.draw_leader(&mut image, (x, y), metrics, |colour| with(colour, *alpha));
+            }
+        }
+        // No line runs through a text, of a tag on another patch neither.
+        for Area { x: left, y: top, width, height } in shown.iter().map(|one| one.tag.area) {
+            if width > 0 && height > 0 {
+                let place = Rect::at(left as i32 - x as i32, top as i32 - y as i32).of_size(width, height);
+                draw_filled_rect_mut(&mut image, place, Rgba([0; 4]));
             }
         }
         for piece in &group.pieces {

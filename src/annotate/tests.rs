@@ -1,9 +1,11 @@
 //! What is drawn, by pixels and by pictures that were looked at.
 
+use std::time::{Duration, Instant};
+
 use image::Rgba;
 
 use super::*;
-use crate::types::Box01;
+use crate::types::{Box01, Mark, Patch};
 
 fn found(label: &str, locs: [u16; 4]) -> Detection {
     Detection { label: label.to_owned(), score: 0.9, locs, box01: Box01::from_locs(locs) }
@@ -212,33 +214,56 @@ fn golden_scripts() {
     golden("scripts", &alone().draw(&RgbImage::from_pixel(640, 360, Rgb([96, 104, 112])), &detections, "улица   2026-11-23 14:03:07"), 2);
 }
 
-#[test]
-fn golden_live() {
-    let begin = std::time::Instant::now();
-    let now = begin + std::time::Duration::from_millis(6200);
-    let mark = |found: Detection, seen| crate::types::Mark {
-        label: found.label.as_str().into(),
-        score: found.score,
-        box01: found.box01,
-        seen,
-        lasts: std::time::Duration::from_secs(5),
-    };
-    let marks: Vec<crate::types::Mark> = things()
-        .into_iter()
-        .zip([now, now, begin])
-        .chain(crowd(6).into_iter().map(|found| (found, now)))
-        .map(|(found, at)| mark(found, at))
-        .collect();
-    let mut canvas = RgbImage::from_pixel(640, 360, Rgb([128; 3]));
-    for patch in alone().overlay(&marks, now, canvas.dimensions()) {
+/// The same, as it is at a moment.
+fn mark(found: &Detection, seen: Instant) -> Mark {
+    Mark { label: found.label.as_str().into(), score: found.score, box01: found.box01, seen, lasts: Duration::from_secs(5) }
+}
+
+/// Patches blended on a picture, in their order.
+fn blended(mut picture: RgbImage, patches: &[Patch]) -> RgbImage {
+    for patch in patches {
         for (x, y, Rgba([r, g, b, alpha])) in patch.image.enumerate_pixels() {
-            let under = canvas.get_pixel_mut(patch.x + x, patch.y + y);
+            let under = picture.get_pixel_mut(patch.x + x, patch.y + y);
             let mix =
-                |over: &u8, under: u8| ((u32::from(*over) * u32::from(*alpha) + u32::from(under) * (255 - u32::from(*alpha))) / 255) as u8;
-            *under = Rgb([mix(r, under.0[0]), mix(g, under.0[1]), mix(b, under.0[2])]);
+                |over: u8, under: u8| ((u32::from(over) * u32::from(*alpha) + u32::from(under) * (255 - u32::from(*alpha))) / 255) as u8;
+            *under = Rgb([mix(*r, under.0[0]), mix(*g, under.0[1]), mix(*b, under.0[2])]);
         }
     }
-    golden("live", &canvas, 2);
+    picture
+}
+
+#[test]
+fn golden_live() {
+    let begin = Instant::now();
+    let now = begin + Duration::from_millis(6200);
+    let seen = [now, now, begin].into_iter().chain(std::iter::repeat(now));
+    let marks: Vec<Mark> = things().iter().chain(&crowd(6)).zip(seen).map(|(found, seen)| mark(found, seen)).collect();
+    let grey = RgbImage::from_pixel(640, 360, Rgb([128; 3]));
+    golden("live", &blended(grey, &alone().overlay(&marks, now, (640, 360))), 2);
+}
+
+#[test]
+fn tags_over_live_video_are_those_of_a_frame() {
+    let (annotator, now) = (alone(), Instant::now());
+    let crowded = (0..40).map(|index| Detection { box01: crowd(20)[index % 7].box01, ..crowd(20)[index % 20].clone() }).collect();
+    // Too far apart for one patch, and the second box's side runs through the first one's tag.
+    let wide = vec![seen("traffic light", 0.9, [0.5, 0.0, 0.6, 0.03]), seen("car", 0.9, [0.02, 0.13, 0.98, 0.99])];
+    for (found, size) in [(crowded, (640, 360)), (wide, (1920, 1080))] {
+        let found: Vec<Detection> = found;
+        let grey = RgbImage::from_pixel(size.0, size.1, Rgb([128; 3]));
+        let marks: Vec<Mark> = found.iter().map(|found| mark(found, now)).collect();
+        let (frame, live) = (annotator.draw(&grey, &found, ""), blended(grey, &annotator.overlay(&marks, now, size)));
+        let boxes: Vec<PixelBox> = found.iter().map(|found| found.box01.to_pixels(size.0, size.1)).collect();
+        let (metrics, mut taken) = (Metrics::of(size), Vec::new());
+        for (found, pixels) in found.iter().zip(&boxes) {
+            let rest = format!(" {:.2}", found.score);
+            let tag = annotator.tag(&found.label, &rest, *pixels, &metrics, &Ground { bounds: size, taken: &taken, boxes: &boxes });
+            taken.push(tag.area.grown(metrics.edge));
+            let part = |picture| image::imageops::crop_imm(picture, tag.area.x, tag.area.y, tag.area.width, tag.area.height).to_image();
+            let off = part(&frame).iter().zip(part(&live).iter()).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(off.is_some_and(|off| off <= 3), "{}: {off:?}", found.label);
+        }
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak test-arm lint build quality run-tests packages-demo packages-test packages-arm packages-quality install model
+.PHONY: help demo test soak test-arm goldens-drawing lint build quality run-tests packages-demo packages-test packages-arm packages-quality install model
 
 export CARGO_INCREMENTAL ?= 0
 # rustup puts cargo here; a shell that was open before knows nothing of it.
@@ -57,6 +57,9 @@ build: ## the release binary
 
 quality: packages-quality build ## precision and recall of the demo model for every weight type, on 300 drawn scenes
 	$(PYTHON) samples/recipe/quality.py --palisade $(PALISADE)
+
+goldens-drawing: packages-test ## the pictures in tests/goldens/drawing anew, to be looked at before they are committed
+	PALISADE_WRITE_GOLDENS=1 cargo test --release --locked --lib -- golden_
 
 lint: ## rustfmt and clippy, no warning left
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy

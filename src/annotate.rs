@@ -2,27 +2,33 @@
 //! transparent ground.
 
 mod colour;
+mod fonts;
 mod layout;
 mod overlay;
+mod script;
+mod text;
 
-use ab_glyph::FontRef;
-use image::{Rgb, RgbImage};
-use imageproc::drawing::{draw_filled_rect_mut, draw_hollow_rect_mut, draw_text_mut, text_size};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use image::{Pixel, Rgb, RgbImage};
+use imageproc::definitions::Clamp;
+use imageproc::drawing::{BresenhamLineIter, Canvas, draw_filled_rect_mut, draw_hollow_rect_mut};
 use imageproc::rect::Rect;
 
-use crate::base::error::{Context, Kind, Result};
+use crate::base::error::Result;
 use crate::types::{Detection, PixelBox};
-use layout::{Area, place};
-
-/// DejaVu Sans 2.37; its licence stands beside it.
-const FONT: &[u8] = include_bytes!("annotate/font/DejaVuSans.ttf");
+use fonts::Fonts;
+use layout::{Area, Ground, Leader, leader, place};
+use text::Line;
 
 const BLACK: Rgb<u8> = Rgb([0, 0, 0]);
 const WHITE: Rgb<u8> = Rgb([255, 255, 255]);
 
-/// Draws on frames. One serves any number of cameras.
+/// Draws on frames. One serves any number of cameras and threads; its copies share the fonts.
+#[derive(Clone)]
 pub struct Annotator {
-    font: FontRef<'static>,
+    fonts: Arc<Fonts>,
 }
 
 /// Sizes in pixels that follow the picture's size.
@@ -31,6 +37,8 @@ struct Metrics {
     text: f32,
     /// Width of a box's outline.
     line: u32,
+    /// Width of the dark edges of it.
+    edge: u32,
     /// Space around text.
     pad: u32,
 }
@@ -39,22 +47,42 @@ impl Metrics {
     /// For a picture of this width and height.
     fn of(size: (u32, u32)) -> Self {
         let short = size.0.min(size.1) as f32;
-        Self {
-            text: (short / 30.0).clamp(12.0, 72.0),
-            line: (short / 200.0).round().clamp(2.0, 10.0) as u32,
-            pad: (short / 240.0).round().clamp(2.0, 10.0) as u32,
-        }
+        let line = (short / 200.0).round().clamp(2.0, 10.0) as u32;
+        Self { text: (short / 30.0).clamp(12.0, 72.0), line, edge: (line / 4).max(1), pad: (short / 240.0).round().clamp(2.0, 10.0) as u32 }
     }
 }
 
+/// A label and what is told beside it, as it will be drawn.
+struct Tag {
+    area: Area,
+    leader: Option<Leader>,
+    line: Line,
+    colour: Rgb<u8>,
+}
+
 impl Annotator {
-    /// Loads the embedded font.
+    /// With the embedded font, and the fonts of the system for letters that it lacks.
     ///
     /// # Errors
     /// Never with the font this was built with.
     pub fn new() -> Result<Self> {
-        let font = FontRef::try_from_slice(FONT).context(Kind::Internal, || "the embedded font cannot be read")?;
-        Ok(Self { font })
+        Self::with_fonts(fonts::folders())
+    }
+
+    /// With the embedded font, and for letters that it lacks the fonts in `folders` and below. They are searched once, when a
+    /// label first needs it.
+    ///
+    /// # Errors
+    /// Never with the font this was built with.
+    pub fn with_fonts(folders: Vec<PathBuf>) -> Result<Self> {
+        Ok(Self { fonts: Arc::new(Fonts::new(folders)?) })
+    }
+
+    /// Finds the fonts for labels that will be drawn, so that no frame waits for it.
+    pub fn prepare<'a>(&self, labels: impl IntoIterator<Item = &'a str>) {
+        for label in labels {
+            Line::of(&self.fonts, label);
+        }
     }
 
     /// A copy of `image` with a box and a tag (`label 0.91`) for each detection, and `caption` on a bar at the foot.
@@ -63,24 +91,39 @@ impl Annotator {
         if canvas.width() == 0 || canvas.height() == 0 {
             return canvas;
         }
-        let metrics = Metrics::of(image.dimensions());
-        let boxes: Vec<PixelBox> = detections.iter().map(|found| found.box01.to_pixels(image.width(), image.height())).collect();
+        let bounds = image.dimensions();
+        let metrics = Metrics::of(bounds);
+        let boxes: Vec<PixelBox> = detections.iter().map(|found| found.box01.to_pixels(bounds.0, bounds.1)).collect();
         for (found, pixels) in detections.iter().zip(&boxes) {
-            outline(&mut canvas, *pixels, metrics.line, colour::of(&found.label));
+            outline(&mut canvas, (0, 0), *pixels, &metrics, BLACK, colour::of(&found.label));
         }
-        // Tags after all outlines, so that no outline runs through a text.
-        let bar = self.bar(&mut canvas, caption, &metrics);
-        let mut taken = vec![bar];
-        for (found, pixels) in detections.iter().zip(&boxes) {
-            let text = self.fitted(&format!("{} {:.2}", found.label, found.score), &metrics, canvas.width());
-            let (width, height) = self.size(&text, &metrics);
-            let area = place(*pixels, (width, height), (canvas.width(), canvas.height()), &taken);
-            let background = colour::of(&found.label);
-            fill(&mut canvas, area, background);
-            self.text(&mut canvas, area, &text, &metrics, if colour::is_light(background) { BLACK } else { WHITE });
-            taken.push(area);
+        let mut taken = vec![self.bar(&mut canvas, caption, &metrics)];
+        let tag = |(found, pixels): (&Detection, &PixelBox)| {
+            let tag = self.tag(
+                &found.label,
+                &format!(" {:.2}", found.score),
+                *pixels,
+                &metrics,
+                &Ground { bounds, taken: &taken, boxes: &boxes },
+            );
+            taken.push(tag.area.grown(metrics.edge));
+            tag
+        };
+        let tags: Vec<Tag> = detections.iter().zip(&boxes).map(tag).collect();
+        // Tags after all lines, so that none runs through a text.
+        for tag in &tags {
+            tag.draw_leader(&mut canvas, (0, 0), &metrics, |colour| colour);
+        }
+        for tag in &tags {
+            tag.draw(&mut canvas, (0, 0), &metrics, &self.fonts, |colour| colour);
         }
         canvas
+    }
+
+    fn tag(&self, label: &str, rest: &str, pixels: PixelBox, metrics: &Metrics, ground: &Ground<'_>) -> Tag {
+        let line = self.fitted(label, rest, metrics, ground.bounds.0);
+        let area = place(pixels, self.size(&line, metrics), ground);
+        Tag { area, leader: leader(&area, pixels), line, colour: colour::of(label) }
     }
 
     /// The caption on a darkened bar along the foot; returns the bar's area.
@@ -88,7 +131,7 @@ impl Annotator {
         if caption.is_empty() {
             return Area { x: 0, y: canvas.height(), width: 0, height: 0 };
         }
-        let caption = self.fitted(caption, metrics, canvas.width());
+        let caption = self.fitted(caption, "", metrics, canvas.width());
         let height = self.size(&caption, metrics).1.min(canvas.height());
         let area = Area { x: 0, y: canvas.height() - height, width: canvas.width(), height };
         for y in area.y..canvas.height() {
@@ -101,89 +144,66 @@ impl Annotator {
     }
 
     /// Width and height of a tag with this text, padding included.
-    fn size(&self, text: &str, metrics: &Metrics) -> (u32, u32) {
-        let (width, _) = text_size(metrics.text, &self.font, text);
-        (width + 3 * metrics.pad, metrics.text.ceil() as u32 + 2 * metrics.pad)
+    fn size(&self, line: &Line, metrics: &Metrics) -> (u32, u32) {
+        (line.width(metrics.text) + 3 * metrics.pad, metrics.text.ceil() as u32 + 2 * metrics.pad)
     }
 
-    /// The text, cut with an ellipsis where it is wider than `width` pixels.
-    fn fitted(&self, text: &str, metrics: &Metrics, width: u32) -> String {
-        let mut cut: String = text.chars().filter(|c| !c.is_control()).collect();
-        if self.size(&cut, metrics).0 <= width {
-            return cut;
-        }
-        while !cut.is_empty() && self.size(&format!("{cut}…"), metrics).0 > width {
-            cut.pop();
-        }
-        cut.push('…');
-        cut
+    /// A text with `rest` behind it, cut where its tag would be wider than `width` pixels.
+    fn fitted(&self, text: &str, rest: &str, metrics: &Metrics, width: u32) -> Line {
+        Line::fitted(&self.fonts, text, rest, metrics.text, width.saturating_sub(3 * metrics.pad))
     }
 
-    fn text(&self, canvas: &mut RgbImage, area: Area, text: &str, metrics: &Metrics, colour: Rgb<u8>) {
+    fn text(&self, canvas: &mut RgbImage, area: Area, line: &Line, metrics: &Metrics, colour: Rgb<u8>) {
         let (x, y) = (area.x + metrics.pad, area.y + metrics.pad);
-        draw_text_mut(canvas, colour, x as i32, y as i32, metrics.text, &self.font, text);
+        line.draw(canvas, colour, (x as i32, y as i32), metrics.text, &self.fonts);
     }
 }
 
-/// A box's outline: the label's colour, with a dark hairline on both sides that holds on any background.
-fn outline(canvas: &mut RgbImage, pixels: PixelBox, line: u32, colour: Rgb<u8>) {
-    let (right, bottom) = (pixels.x_max.min(canvas.width()), pixels.y_max.min(canvas.height()));
-    for inset in 0..line + 2 {
-        let width = right.saturating_sub(pixels.x_min + 2 * inset);
-        let height = bottom.saturating_sub(pixels.y_min + 2 * inset);
+impl Tag {
+    /// On a canvas that begins at `origin` of the picture, in colours as `paint` has them there.
+    fn draw<C>(&self, canvas: &mut C, origin: (u32, u32), metrics: &Metrics, fonts: &Fonts, paint: impl Fn(Rgb<u8>) -> C::Pixel)
+    where
+        C: Canvas,
+        <C::Pixel as Pixel>::Subpixel: Into<f32> + Clamp<f32>,
+    {
+        let Area { width, height, .. } = self.area;
+        if width == 0 || height == 0 {
+            return;
+        }
+        let (x, y) = ((self.area.x - origin.0) as i32, (self.area.y - origin.1) as i32);
+        draw_filled_rect_mut(canvas, Rect::at(x, y).of_size(width, height), paint(self.colour));
+        let ink = if colour::is_light(self.colour) { BLACK } else { WHITE };
+        self.line.draw(canvas, paint(ink), (x + metrics.pad as i32, y + metrics.pad as i32), metrics.text, fonts);
+    }
+
+    /// The line to a box that the tag does not stand at, dark on both sides as outlines are.
+    fn draw_leader<C: Canvas>(&self, canvas: &mut C, origin: (u32, u32), metrics: &Metrics, paint: impl Fn(Rgb<u8>) -> C::Pixel) {
+        let Some(Leader { from, to }) = self.leader else { return };
+        let at = |(x, y): (u32, u32)| (x as f32 - origin.0 as f32, y as f32 - origin.1 as f32);
+        let inner = metrics.line.div_ceil(2);
+        for (width, colour) in [(inner + 2 * metrics.edge, BLACK), (inner, self.colour)] {
+            let back = (width / 2) as i32;
+            for (x, y) in BresenhamLineIter::new(at(from), at(to)) {
+                draw_filled_rect_mut(canvas, Rect::at(x - back, y - back).of_size(width, width), paint(colour));
+            }
+        }
+    }
+}
+
+/// A box's outline on a canvas that begins at `origin` of the picture: the label's colour, with a dark edge on both sides that
+/// holds on any background.
+fn outline<C: Canvas>(canvas: &mut C, origin: (u32, u32), pixels: PixelBox, metrics: &Metrics, dark: C::Pixel, colour: C::Pixel) {
+    let Area { x, y, width, height } = Area::of(pixels);
+    for inset in 0..metrics.line + 2 * metrics.edge {
+        let (width, height) = (width.saturating_sub(2 * inset), height.saturating_sub(2 * inset));
         if width == 0 || height == 0 {
             break;
         }
-        let shade = if inset == 0 || inset == line + 1 { BLACK } else { colour };
-        draw_hollow_rect_mut(canvas, Rect::at((pixels.x_min + inset) as i32, (pixels.y_min + inset) as i32).of_size(width, height), shade);
-    }
-}
-
-fn fill(canvas: &mut RgbImage, area: Area, colour: Rgb<u8>) {
-    if area.width > 0 && area.height > 0 {
-        draw_filled_rect_mut(canvas, Rect::at(area.x as i32, area.y as i32).of_size(area.width, area.height), colour);
+        let shade = if (metrics.edge..metrics.edge + metrics.line).contains(&inset) { colour } else { dark };
+        let at = Rect::at((x + inset - origin.0) as i32, (y + inset - origin.1) as i32);
+        draw_hollow_rect_mut(canvas, at.of_size(width, height), shade);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::Box01;
-
-    fn found(label: &str, locs: [u16; 4]) -> Detection {
-        Detection { label: label.to_owned(), score: 0.9, locs, box01: Box01::from_locs(locs) }
-    }
-
-    #[test]
-    fn a_box_is_outlined_in_its_labels_colour_and_the_inside_stays() {
-        let image = RgbImage::from_pixel(640, 480, Rgb([90, 90, 90]));
-        let drawn = Annotator::new().unwrap().draw(&image, &[found("cat", [256, 256, 768, 768])], "");
-        assert_eq!(*drawn.get_pixel(161, 240), colour::of("cat"));
-        assert_eq!(*drawn.get_pixel(320, 360 - 2), colour::of("cat"));
-        assert_eq!(*drawn.get_pixel(320, 240), Rgb([90, 90, 90]));
-        assert_eq!(*drawn.get_pixel(10, 10), Rgb([90, 90, 90]));
-    }
-
-    #[test]
-    fn the_caption_writes_on_a_dark_bar() {
-        let image = RgbImage::from_pixel(320, 240, Rgb([200, 200, 200]));
-        let drawn = Annotator::new().unwrap().draw(&image, &[], "street 2026-11-23 14:03:07");
-        let bar: Vec<u8> = drawn.rows().skip(240 - 12).flatten().map(|pixel| pixel.0[0]).collect();
-        assert!(bar.iter().any(|&value| value > 200) && bar.iter().filter(|&&value| value == 50).count() > bar.len() / 2);
-    }
-
-    #[test]
-    fn any_box_on_any_picture_is_drawn_without_a_panic() {
-        let annotator = Annotator::new().unwrap();
-        let labels = ["x", "a very long label that does not fit on any small picture at all", "猫 🐈 \u{0}\n"];
-        for (width, height) in [(1, 1), (3, 200), (320, 240), (3840, 2160)] {
-            let image = RgbImage::new(width, height);
-            let all: Vec<Detection> = labels
-                .iter()
-                .flat_map(|label| [[0, 0, 1023, 1023], [1022, 1022, 1023, 1023], [0, 1000, 5, 1023]].map(|locs| found(label, locs)))
-                .collect();
-            let drawn = annotator.draw(&image, &all, labels[1]);
-            assert_eq!(drawn.dimensions(), (width, height));
-        }
-    }
-}
+pub(crate) mod tests;

@@ -30,13 +30,13 @@ use crate::base::shutdown::Shutdown;
 use crate::base::sync;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
-use crate::config::{CameraConfig, Config, GalleryConfig, ModelConfig, OutputConfig, Record, RtspVideo};
+use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig, Record, RtspVideo};
 use crate::console::{Console, Limits as ConsoleLimits, Ready, Screens};
 use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
 use crate::gate::Gate;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
 use crate::mqtt::{self, Mqtt, Patience, Publisher};
-use crate::sink::gallery::{Gallery, Rooms};
+use crate::sink::gallery::{Draw, Gallery, Rooms};
 use crate::sink::record::{Recorded, Recorder, Tape};
 use crate::sink::snapshot::SnapshotSink;
 use crate::sink::video::{CustomSink, FileSink, Hls, Jpegs, Live, LiveSink, RtspSink};
@@ -86,7 +86,9 @@ const STOP_GRACE: Duration = Duration::from_millis(9900);
 pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()> {
     source::init()?;
     let ids: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
-    let live = live(&config, &ids, metrics)?;
+    let annotator = Annotator::new()?;
+    annotator.prepare(config.cameras.iter().flat_map(|camera| camera.prompt.labels()).map(String::as_str));
+    let live = live(&config, &ids, &annotator, metrics)?;
     let sinks = open_sinks(&config.output, &ids, live.clone(), metrics)?;
     let recorder = open_recorder(&config, metrics)?;
     let rooms = config.gallery.as_ref().map(|gallery| Rooms::open(gallery, &ids, metrics)).transpose()?;
@@ -97,7 +99,7 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     let control = config.mqtt.as_ref().is_some_and(|mqtt| mqtt.control);
     let steer = Arc::new(Steer::new(&config.cameras, state.as_ref().filter(|_| control))?);
     let mqtt = start_mqtt(&config, state, &steer, &model, metrics)?;
-    let daemon = Daemon::start(config, Outputs { sinks, live, recorder, rooms }, &model, mqtt, &steer, shutdown, metrics)?;
+    let daemon = Daemon::start(config, Outputs { annotator, sinks, live, recorder, rooms }, &model, mqtt, &steer, shutdown, metrics)?;
     standing.runs(&daemon.results);
     systemd::ready();
     systemd::status(&format!("watching {} cameras with {}", ids.len(), model.name()));
@@ -110,13 +112,13 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
 }
 
 /// What live video is told; `None` where none is asked for.
-fn live(config: &Config, cameras: &[CameraId], metrics: &Metrics) -> Result<Option<Live>> {
+fn live(config: &Config, cameras: &[CameraId], annotator: &Annotator, metrics: &Metrics) -> Result<Option<Live>> {
     let output = &config.output;
     let served = output.rtsp.as_ref().is_some_and(|rtsp| rtsp.video == RtspVideo::Live);
     if !served && output.push.is_empty() && output.v4l2.is_empty() && config.console.is_none() {
         return Ok(None);
     }
-    Live::new(cameras, output.encoder, Arc::new(Brush::new()?), metrics).map(Some)
+    Live::new(cameras, output.encoder, Arc::new(Brush::new(annotator.clone())), metrics).map(Some)
 }
 
 fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, metrics: &Metrics) -> Result<Vec<Box<dyn Sink>>> {
@@ -161,9 +163,9 @@ fn open_recorder(config: &Config, metrics: &Metrics) -> Result<Option<Recorder>>
 }
 
 /// Pictures of objects as files; events go to the broker through it, behind the pictures that they name.
-fn start_gallery(config: &GalleryConfig, rooms: Rooms, publisher: Option<Publisher>, metrics: &Metrics) -> Result<Gallery> {
+fn start_gallery(rooms: Rooms, draw: Draw, publisher: Option<Publisher>, metrics: &Metrics) -> Result<Gallery> {
     let tell = move |event: &Event| publisher.iter().for_each(|publisher| publisher.event(event));
-    Gallery::start(rooms, likeness::draw(config, Annotator::new()?), Box::new(tell), metrics)
+    Gallery::start(rooms, draw, Box::new(tell), metrics)
 }
 
 /// Finds, downloads where need be, and loads the model; `None` when told to stop meanwhile. Reading a large model takes
@@ -219,6 +221,7 @@ fn start_mqtt(
 
 /// Where what was seen goes, beside the broker.
 struct Outputs {
+    annotator: Annotator,
     sinks: Vec<Box<dyn Sink>>,
     live: Option<Live>,
     recorder: Option<Recorder>,
@@ -237,7 +240,7 @@ struct Daemon {
 impl Daemon {
     fn start(
         config: Config,
-        Outputs { sinks, live, recorder, rooms }: Outputs,
+        Outputs { annotator, sinks, live, recorder, rooms }: Outputs,
         model: &PaliGemma,
         mqtt: Option<Mqtt>,
         steer: &Steer,
@@ -256,9 +259,10 @@ impl Daemon {
         let followed = results::follow(&config.cameras, steer);
         let tape = |camera: &CameraConfig| recorder.as_ref().and_then(|recorder| recorder.tape(&camera.id));
         let tapes: Vec<Option<Tape>> = config.cameras.iter().map(tape).collect();
-        let gallery = config.gallery.as_ref().zip(rooms).map(|(gallery, rooms)| start_gallery(gallery, rooms, publisher.clone(), metrics));
+        let drawn = config.gallery.as_ref().map(|gallery| likeness::draw(gallery, annotator.clone()));
+        let gallery = rooms.zip(drawn).map(|(rooms, draw)| start_gallery(rooms, draw, publisher.clone(), metrics));
         let told = Told { publisher: publisher.clone(), recorder, live: live.clone(), gallery: gallery.transpose()? };
-        let results = Results::start(found, Fanout::start(sinks, metrics)?, Annotator::new()?, followed, told, metrics)?;
+        let results = Results::start(found, Fanout::start(sinks, metrics)?, annotator, followed, told, metrics)?;
         let workers = detect::start(detectors, max_batch, &jobs, &send, metrics)?;
         // From here on the workers alone hold these: when they end, so does what waits for them.
         drop((send, jobs));

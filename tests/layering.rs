@@ -14,7 +14,7 @@ const FLOORS: [&[&str]; 6] = [
 ];
 
 /// Crates that only the named places may import.
-const OWNERS: [(&str, &[&str]); 15] = [
+const OWNERS: [(&str, &[&str]); 21] = [
     ("clap", &["main.rs"]),
     ("axum", &["console"]),
     ("hyper", &["console"]),
@@ -24,6 +24,12 @@ const OWNERS: [(&str, &[&str]); 15] = [
     ("gstreamer_video", &["source", "sink/video"]),
     ("gstreamer_rtsp_server", &["sink/video"]),
     ("imageproc", &["annotate"]),
+    ("ab_glyph", &["annotate"]),
+    ("fontdb", &["annotate"]),
+    ("deunicode", &["annotate"]),
+    ("unicode_bidi", &["annotate"]),
+    ("unicode_normalization", &["annotate"]),
+    ("unicode_segmentation", &["annotate"]),
     ("rumqttc", &["mqtt"]),
     ("candle_core", &["model"]),
     ("tokenizers", &["model"]),

@@ -14,9 +14,19 @@ pub(super) fn of(label: &str) -> Rgb<u8> {
     from_hsv(hue, 0.82, value)
 }
 
-/// Whether black text reads better on this colour than white (relative luminance of Rec. 709).
-pub(super) fn is_light(Rgb([r, g, b]): Rgb<u8>) -> bool {
-    0.2126 * f64::from(r) + 0.7152 * f64::from(g) + 0.0722 * f64::from(b) > 118.0
+/// Whether black text has more contrast to this colour than white (WCAG 2.2, contrast ratio).
+pub(super) fn is_light(colour: Rgb<u8>) -> bool {
+    // Where the ratio to black equals that to white.
+    luminance(colour) > 0.179
+}
+
+/// Relative luminance, 0..1, of an sRGB colour.
+fn luminance(Rgb(levels): Rgb<u8>) -> f64 {
+    let linear = levels.map(f64::from).map(|level| level / 255.0).map(|level| match level <= 0.04045 {
+        true => level / 12.92,
+        false => ((level + 0.055) / 1.055).powf(2.4),
+    });
+    0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 }
 
 /// `hue` in 0..6, `saturation` and `value` in 0..1.
@@ -50,5 +60,18 @@ mod tests {
                 assert!(apart > 100, "{a} {:?} and {b} {:?}", of(a), of(b));
             }
         }
+    }
+
+    #[test]
+    fn every_text_stands_out_from_its_tag() {
+        let mut inks = [0; 2];
+        for index in 0..500 {
+            let colour = of(&format!("label {index}"));
+            let ink = if is_light(colour) { 0.0 } else { 1.0 };
+            let (low, high) = (luminance(colour).min(ink), luminance(colour).max(ink));
+            assert!((high + 0.05) / (low + 0.05) >= 4.5, "{colour:?}");
+            inks[ink as usize] += 1;
+        }
+        assert!(inks.iter().all(|count| *count > 20), "{inks:?}");
     }
 }

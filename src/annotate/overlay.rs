@@ -4,11 +4,12 @@
 use std::time::Instant;
 
 use image::{Rgb, RgbImage, Rgba, RgbaImage};
-use imageproc::drawing::{draw_filled_rect_mut, draw_hollow_rect_mut, draw_text_mut};
+use imageproc::drawing::draw_filled_rect_mut;
 use imageproc::rect::Rect;
 
-use crate::annotate::layout::{Area, place};
-use crate::annotate::{Annotator, BLACK, Metrics, WHITE, colour};
+use crate::annotate::layout::{Area, Ground, Leader};
+use crate::annotate::text::Line;
+use crate::annotate::{Annotator, BLACK, Metrics, Tag, WHITE, outline};
 use crate::types::{Mark, Patch, PixelBox};
 
 /// Lines that a reason may take on a slate.
@@ -17,17 +18,16 @@ const LINES: usize = 4;
 /// A mark as it will be drawn.
 struct Shown {
     pixels: PixelBox,
-    tag: Area,
-    text: String,
-    colour: Rgb<u8>,
+    tag: Tag,
     /// Of 255.
     alpha: u8,
 }
 
-/// Something to be drawn: a mark's outline or its tag.
+/// Something to be drawn: a mark's outline, its tag, or the line from the one to the other.
 #[derive(Clone, Copy)]
 enum Piece {
     Outline(usize),
+    Leader(usize),
     Tag(usize),
 }
 
@@ -45,12 +45,20 @@ impl Annotator {
             return Vec::new();
         }
         let metrics = Metrics::of(size);
+        let marks: Vec<(&Mark, PixelBox)> = marks.iter().map(|mark| (mark, mark.box01.to_pixels(size.0, size.1))).collect();
+        let boxes: Vec<PixelBox> = marks.iter().filter(|(mark, _)| mark.opacity(now) > 0).map(|(_, pixels)| *pixels).collect();
         let mut taken = Vec::new();
-        let shown: Vec<Shown> = marks.iter().filter_map(|mark| self.shown(mark, now, size, &metrics, &mut taken)).collect();
+        let shown = marks.iter().filter_map(|(mark, pixels)| {
+            let shown = self.shown(mark, *pixels, now, &metrics, &Ground { bounds: size, taken: &taken, boxes: &boxes })?;
+            taken.push(shown.tag.area.grown(metrics.edge));
+            Some(shown)
+        });
+        let shown: Vec<Shown> = shown.collect();
         let pieces = shown.iter().enumerate().flat_map(|(index, one)| {
-            let PixelBox { x_min, y_min, x_max, y_max } = one.pixels;
-            let outline = Area { x: x_min, y: y_min, width: x_max.saturating_sub(x_min), height: y_max.saturating_sub(y_min) };
-            [Group { area: outline, pieces: vec![Piece::Outline(index)] }, Group { area: one.tag, pieces: vec![Piece::Tag(index)] }]
+            let group = |area: Area, piece: Piece| Group { area, pieces: vec![piece] };
+            let leader = one.tag.leader.map(|line| group(along(&line, &metrics, size), Piece::Leader(index)));
+            let ends = [group(Area::of(one.pixels), Piece::Outline(index)), group(one.tag.area, Piece::Tag(index))];
+            ends.into_iter().chain(leader)
         });
         let pieces = pieces.filter(|group| group.area.width > 0 && group.area.height > 0).collect();
         // What the first pass has made may suit what it made later.
@@ -58,18 +66,15 @@ impl Annotator {
         groups.iter().map(|group| self.patch(group, &shown, &metrics)).collect()
     }
 
-    fn shown(&self, mark: &Mark, now: Instant, size: (u32, u32), metrics: &Metrics, taken: &mut Vec<Area>) -> Option<Shown> {
+    fn shown(&self, mark: &Mark, pixels: PixelBox, now: Instant, metrics: &Metrics, ground: &Ground<'_>) -> Option<Shown> {
         let opacity = mark.opacity(now);
         if opacity == 0 {
             return None;
         }
         let age = if opacity < Mark::WHOLE { format!("  {} s ago", mark.age(now).as_secs()) } else { String::new() };
-        let text = self.fitted(&format!("{} {:.2}{age}", mark.label, mark.score), metrics, size.0);
-        let pixels = mark.box01.to_pixels(size.0, size.1);
-        let tag = place(pixels, self.size(&text, metrics), size, taken);
-        taken.push(tag);
+        let tag = self.tag(&mark.label, &format!(" {:.2}{age}", mark.score), pixels, metrics, ground);
         let alpha = u8::try_from(255 * u16::from(opacity) / u16::from(Mark::WHOLE)).unwrap_or(u8::MAX);
-        Some(Shown { pixels, tag, text, colour: colour::of(&mark.label), alpha })
+        Some(Shown { pixels, tag, alpha })
     }
 
     fn patch(&self, group: &Group, shown: &[Shown], metrics: &Metrics) -> Patch {
@@ -77,24 +82,30 @@ impl Annotator {
         let mut image = RgbaImage::new(width, height);
         for piece in &group.pieces {
             if let Piece::Outline(index) = piece {
-                outline(&mut image, (x, y), &shown[*index], metrics.line);
+                let Shown { pixels, tag, alpha } = &shown[*index];
+                outline(&mut image, (x, y), *pixels, metrics, with(BLACK, *alpha), with(tag.colour, *alpha));
             }
         }
-        // Tags after all outlines, so that no outline runs through a text.
+        for piece in &group.pieces {
+            if let Piece::Leader(index) = piece {
+                let Shown { tag, alpha, .. } = &shown[*index];
+                tag.draw_leader(&mut image, (x, y), metrics, |colour| with(colour, *alpha));
+            }
+        }
+        // No line runs through a text, of a tag on another patch neither.
+        for Area { x: left, y: top, width, height } in shown.iter().map(|one| one.tag.area) {
+            if width > 0 && height > 0 {
+                let place = Rect::at(left as i32 - x as i32, top as i32 - y as i32).of_size(width, height);
+                draw_filled_rect_mut(&mut image, place, Rgba([0; 4]));
+            }
+        }
         for piece in &group.pieces {
             if let Piece::Tag(index) = piece {
-                self.tag(&mut image, (x, y), &shown[*index], metrics);
+                let Shown { tag, alpha, .. } = &shown[*index];
+                tag.draw(&mut image, (x, y), metrics, &self.fonts, |colour| with(colour, *alpha));
             }
         }
         Patch { x, y, image }
-    }
-
-    fn tag(&self, image: &mut RgbaImage, origin: (u32, u32), shown: &Shown, metrics: &Metrics) {
-        let (x, y) = ((shown.tag.x - origin.0) as i32, (shown.tag.y - origin.1) as i32);
-        draw_filled_rect_mut(image, Rect::at(x, y).of_size(shown.tag.width, shown.tag.height), with(shown.colour, shown.alpha));
-        let colour = if colour::is_light(shown.colour) { BLACK } else { WHITE };
-        let pad = metrics.pad as i32;
-        draw_text_mut(image, with(colour, shown.alpha), x + pad, y + pad, metrics.text, &self.font, &shown.text);
     }
 
     /// The last picture of a camera, darkened, with what there is to say in its middle; without a picture, grey of `size`.
@@ -104,8 +115,8 @@ impl Annotator {
         let plain = Metrics::of(canvas.dimensions());
         let metrics = Metrics { text: plain.text * 1.5, ..plain };
         let room = canvas.width() * 9 / 10;
-        let lines: Vec<String> = lines.iter().flat_map(|line| self.wrapped(line, &metrics, room)).collect();
-        let step = self.size("", &metrics).1;
+        let lines: Vec<Line> = lines.iter().flat_map(|line| self.wrapped(line, &metrics, room)).collect();
+        let step = self.size(&Line::default(), &metrics).1;
         let top = (canvas.height() / 2).saturating_sub(step * lines.len() as u32 / 2);
         for (row, line) in (0..).zip(&lines) {
             let width = self.size(line, &metrics).0;
@@ -117,11 +128,12 @@ impl Annotator {
     }
 
     /// A sentence on lines that are no wider than `room` pixels.
-    fn wrapped(&self, text: &str, metrics: &Metrics, room: u32) -> Vec<String> {
+    fn wrapped(&self, text: &str, metrics: &Metrics, room: u32) -> Vec<Line> {
         let mut lines: Vec<String> = Vec::new();
         for word in text.split_whitespace() {
             let longer = lines.last().map(|line| format!("{line} {word}"));
-            match longer.filter(|longer| lines.len() == LINES || self.size(longer, metrics).0 <= room) {
+            let fits = |longer: &String| self.size(&Line::of(&self.fonts, longer), metrics).0 <= room;
+            match longer.filter(|longer| lines.len() == LINES || fits(longer)) {
                 Some(longer) => {
                     lines.pop();
                     lines.push(longer);
@@ -129,8 +141,15 @@ impl Annotator {
                 None => lines.push(word.to_owned()),
             }
         }
-        lines.iter().map(|line| self.fitted(line, metrics, room)).collect()
+        lines.iter().map(|line| self.fitted(line, "", metrics, room)).collect()
     }
+}
+
+/// What a leader covers, its width included.
+fn along(Leader { from, to }: &Leader, metrics: &Metrics, size: (u32, u32)) -> Area {
+    let (left, top) = (from.0.min(to.0).saturating_sub(metrics.line), from.1.min(to.1).saturating_sub(metrics.line));
+    let (right, bottom) = ((from.0.max(to.0) + metrics.line + 1).min(size.0), (from.1.max(to.1) + metrics.line + 1).min(size.1));
+    Area { x: left, y: top, width: right - left, height: bottom - top }
 }
 
 /// Puts pieces together where that is cheaper. For each line of a patch the video's whole line is unpacked and packed
@@ -161,20 +180,6 @@ fn around(a: &Area, b: &Area) -> Area {
     Area { x, y, width: right - x, height: bottom - y }
 }
 
-/// A dark hairline on both sides holds on any background.
-fn outline(image: &mut RgbaImage, origin: (u32, u32), shown: &Shown, line: u32) {
-    let PixelBox { x_min, y_min, x_max, y_max } = shown.pixels;
-    for inset in 0..line + 2 {
-        let (width, height) = (x_max.saturating_sub(x_min + 2 * inset), y_max.saturating_sub(y_min + 2 * inset));
-        if width == 0 || height == 0 {
-            break;
-        }
-        let shade = if inset == 0 || inset == line + 1 { BLACK } else { shown.colour };
-        let (x, y) = ((x_min + inset - origin.0) as i32, (y_min + inset - origin.1) as i32);
-        draw_hollow_rect_mut(image, Rect::at(x, y).of_size(width, height), with(shade, shown.alpha));
-    }
-}
-
 fn with(Rgb([r, g, b]): Rgb<u8>, alpha: u8) -> Rgba<u8> {
     Rgba([r, g, b, alpha])
 }
@@ -184,6 +189,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::annotate::colour;
+    use crate::annotate::tests::alone;
     use crate::types::Box01;
 
     fn mark(label: &str, [y_min, x_min, y_max, x_max]: [f32; 4], seen: Instant) -> Mark {
@@ -196,6 +203,11 @@ mod tests {
         let within =
             |patch: &&Patch| x >= patch.x && y >= patch.y && x < patch.x + patch.image.width() && y < patch.y + patch.image.height();
         patches.iter().rfind(within).map(|patch| *patch.image.get_pixel(x - patch.x, y - patch.y))
+    }
+
+    /// The pixels there of all patches.
+    fn at_any(patches: &[Patch], x: u32, y: u32) -> Vec<Rgba<u8>> {
+        patches.iter().filter_map(|patch| at(std::slice::from_ref(patch), x, y)).collect()
     }
 
     #[test]
@@ -219,6 +231,49 @@ mod tests {
             at(&patches, 161, 240).map(|pixel| pixel.0[3])
         };
         assert_eq!([0, 5, 6, 7].map(alpha), [Some(255), Some(255), Some(127), None]);
+    }
+
+    #[test]
+    fn tags_stay_where_they_are_between_looks_and_when_another_object_comes() {
+        let (annotator, now) = (alone(), Instant::now());
+        let sides = [[0.3, 0.3, 0.5, 0.5], [0.3, 0.32, 0.5, 0.52], [0.32, 0.3, 0.52, 0.5]];
+        let marks = sides.map(|sides| mark("cat", sides, now));
+        let drawn = |marks: &[Mark], after: u64| {
+            let mut canvas = RgbaImage::new(640, 480);
+            for patch in annotator.overlay(marks, now + Duration::from_secs(after), (640, 480)) {
+                image::imageops::overlay(&mut canvas, &patch.image, i64::from(patch.x), i64::from(patch.y));
+            }
+            canvas
+        };
+        assert!(drawn(&marks, 0) == drawn(&marks, 4));
+        let more = [marks.to_vec(), vec![mark("dog", [0.7, 0.7, 0.9, 0.9], now)]].concat();
+        let part = |canvas: RgbaImage| image::imageops::crop_imm(&canvas, 0, 0, 440, 300).to_image();
+        assert!(part(drawn(&marks, 0)) == part(drawn(&more, 0)));
+    }
+
+    #[test]
+    fn a_tag_apart_from_its_box_has_a_line_to_it() {
+        let (annotator, now) = (alone(), Instant::now());
+        let marks = vec![mark("cat", [0.5, 0.5, 0.54, 0.53], now); 9];
+        let metrics = Metrics::of((640, 480));
+        let pixels = marks[0].box01.to_pixels(640, 480);
+        let (mut taken, boxes) = (Vec::new(), vec![pixels; 9]);
+        let leaders = marks.iter().filter_map(|mark| {
+            let tag = annotator.tag(&mark.label, " 0.90", pixels, &metrics, &Ground { bounds: (640, 480), taken: &taken, boxes: &boxes });
+            taken.push(tag.area.grown(metrics.edge));
+            tag.leader
+        });
+        let leaders: Vec<Leader> = leaders.collect();
+        assert!(!leaders.is_empty() && leaders.len() < 7, "{leaders:?}");
+        // Each line is seen, in the label's colour, from its tag on.
+        let patches = annotator.overlay(&marks, now, (640, 480));
+        let Rgb([r, g, b]) = colour::of("cat");
+        for Leader { from: (x, y), to } in leaders {
+            let near = (x.abs_diff(to.0).min(1), y.abs_diff(to.1).min(1));
+            let step = |from: u32, to: u32, by: u32| if to < from { from - 2 * by } else { from + 2 * by };
+            let drawn = at_any(&patches, step(x, to.0, near.0), step(y, to.1, near.1));
+            assert!(drawn.contains(&Rgba([r, g, b, 255])), "{x} {y} to {to:?}: {drawn:?}");
+        }
     }
 
     #[test]

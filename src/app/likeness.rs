@@ -82,6 +82,7 @@ mod tests {
     use image::Rgb;
 
     use super::*;
+    use crate::annotate::tests::golden;
     use crate::base::clock::Utc;
     use crate::types::{CameraId, Frame, TimeSource};
 
@@ -180,6 +181,14 @@ mod tests {
             assert!(!near(picture.get_pixel(x, y), RED) && !near(picture.get_pixel(x, y), GREY), "{x} {y}: {:?}", picture.get_pixel(x, y));
         }
         assert!(near(picture.get_pixel(82, 112), RED) && near(picture.get_pixel(10, 110), GREY));
+    }
+
+    #[test]
+    fn golden_portrait() {
+        let small = PixelBox { x_min: 300, y_min: 200, x_max: 345, y_max: 290 };
+        // Decoders of JPEG differ by a few levels.
+        golden("portrait", &made(&shot(OBJECT), |config| config.crop = true), 8);
+        golden("portrait-small", &made(&shot(small), |config| config.crop = true), 8);
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::time::Instant;
 use image::RgbImage;
 
 use crate::annotate::Annotator;
-use crate::base::error::Result;
 use crate::sink::video::Painter;
 use crate::types::{Mark, Patch};
 
@@ -14,8 +13,8 @@ pub(super) struct Brush(Annotator);
 
 impl Brush {
     /// One for all cameras.
-    pub(super) fn new() -> Result<Self> {
-        Annotator::new().map(Self)
+    pub(super) fn new(annotator: Annotator) -> Self {
+        Self(annotator)
     }
 }
 

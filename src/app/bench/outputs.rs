@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::annotate::Annotator;
 use crate::app::bench::cameras::server::Server;
 use crate::app::bench::rounded;
 use crate::app::oneshot::print;
@@ -181,7 +182,7 @@ struct Rig {
 impl Rig {
     fn start(uri: &str, shutdown: &Shutdown) -> Result<Self> {
         let (id, metrics) = (CameraId::new("camera")?, Metrics::new());
-        let live = Live::new(std::slice::from_ref(&id), EncoderKind::X264, Arc::new(Brush::new()?), &metrics)?;
+        let live = Live::new(std::slice::from_ref(&id), EncoderKind::X264, Arc::new(Brush::new(Annotator::new()?)), &metrics)?;
         let config = RtspConfig { video: RtspVideo::Live, ..RtspConfig::new(([127, 0, 0, 1], 0).into()) };
         let sink = RtspSink::new(config, std::slice::from_ref(&id), Some(live.clone()), &metrics)?;
         let decode = Decode::Keyframes;

@@ -91,7 +91,7 @@ impl Desk {
         let mut state = sync::lock(&self.state);
         loop {
             let now = Instant::now();
-            let Some((camera, until)) = state.next(now) else {
+            let Some((camera, until)) = state.next() else {
                 if state.closed {
                     return None;
                 }
@@ -108,12 +108,18 @@ impl Desk {
 }
 
 impl State {
-    /// The camera whose first event may be told first, and when. While the writer hangs at one picture for longer than an event
+    /// The camera whose first event may be told first, and when. Once the writer has been at one picture for as long as an event
     /// waits, none waits.
-    fn next(&self, now: Instant) -> Option<(CameraId, Instant)> {
-        let hangs = self.busy.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE);
-        let hurried = hangs || self.count > CROWD;
-        let until = |first: &Waiting| if hurried || first.is_ready() { first.since } else { first.since + PATIENCE };
+    fn next(&self) -> Option<(CameraId, Instant)> {
+        let hangs = self.busy.map(|since| since + PATIENCE);
+        let until = |first: &Waiting| {
+            let patience = first.since + PATIENCE;
+            match hangs {
+                _ if self.count > CROWD || first.is_ready() => first.since,
+                Some(hangs) => patience.min(hangs.max(first.since)),
+                None => patience,
+            }
+        };
         let firsts = self.queues.iter().filter_map(|(camera, queue)| Some((camera, until(queue.front()?))));
         firsts.min_by_key(|(_, until)| *until).map(|(camera, until)| (camera.clone(), until))
     }

@@ -41,7 +41,7 @@ use crate::sink::record::{Recorded, Recorder, Tape};
 use crate::sink::snapshot::SnapshotSink;
 use crate::sink::video::{CustomSink, FileSink, Hls, Jpegs, Live, LiveSink, RtspSink};
 use crate::sink::{Fanout, Sink};
-use crate::source::{self, Decoders, Hooks, Source, Tapped};
+use crate::source::{self, Decoders, Hooks, Source, Tapped, WantsRaw};
 use crate::types::{CameraId, CameraState, CameraStatus, Encoded, Event};
 use paint::Brush;
 use results::{Results, Told};
@@ -377,6 +377,10 @@ fn start_source(
         shown.iter().for_each(|live| live.status(&status));
     };
     let mut hooks = hooks(&camera, asked, putter, status, metrics);
+    hooks.raw = live.clone().map(|live| {
+        let id = camera.id.clone();
+        Box::new(move || live.is_watched(&id)) as WantsRaw
+    });
     hooks.encoded = (tape.is_some() || live.is_some()).then(|| {
         let id = camera.id.clone();
         Box::new(move |encoded: Encoded| {
@@ -413,6 +417,7 @@ fn hooks(
         }),
         status: Box::new(status),
         encoded: None,
+        raw: None,
     }
 }
 

@@ -69,12 +69,18 @@ pub struct Hooks {
     /// Called on the supervisor's thread at each change of state, once.
     pub status: Box<dyn FnMut(CameraStatus) + Send>,
     /// Called with every picture as it was encoded, looked at or not, ahead of any decoder, and when the stream has ended; must
-    /// not block. Raw cameras have none. `None`: nobody wants them.
+    /// not block. `None`: nobody wants them.
     pub encoded: Option<Tapped>,
+    /// Whether `encoded` is to be called with the pictures of a raw camera, too: at this moment, for each is a copy of several
+    /// megabytes. `None`: never.
+    pub raw: Option<WantsRaw>,
 }
 
 /// Takes a camera's encoded stream.
 pub type Tapped = Box<dyn FnMut(Encoded) + Send>;
+
+/// Whether pixels are wanted.
+pub type WantsRaw = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// Whether a frame would be wanted.
 pub type Wants = Box<dyn FnMut(Candidate) -> bool + Send>;

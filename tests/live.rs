@@ -17,11 +17,11 @@ use image::{Rgb, RgbImage};
 
 use crate::support::camera::Camera;
 use crate::support::daemon::{Daemon, repository};
-use crate::support::source::{Open, PATIENCE, camera, open_told};
+use crate::support::source::{Open, PATIENCE, camera, open_raw, open_told};
 use palisade::annotate::Annotator;
 use palisade::base::clock::Utc;
 use palisade::base::metrics::Metrics;
-use palisade::config::{CameraConfig, Decode, EncoderKind, RtspConfig, RtspVideo};
+use palisade::config::{CameraConfig, Decode, EncoderKind, Input, RtspConfig, RtspVideo};
 use palisade::sink::video::{Live, Painter, RtspSink};
 use palisade::sink::{Picture, Sink};
 use palisade::types::{Box01, CameraId, CameraState, CameraStatus, Encoded, Mark, Patch};
@@ -368,6 +368,42 @@ fn a_camera_without_encoded_pictures_is_shown_as_it_was_analysed() {
     drop(viewer);
     sink.finish().unwrap();
     until("without a thread that shows", || threads("live-") == 0);
+}
+
+#[test]
+fn a_raw_camera_is_shown_at_its_own_rate_with_boxes_and_its_pictures_are_copied_for_who_watches_only() {
+    // Rows of 642 bytes are padded to 644 where they come from.
+    let grey = "videotestsrc is-live=true pattern=solid-color foreground-color=0xff969696";
+    let fragment = format!("{grey} ! video/x-raw,format=I420,width=642,height=360,framerate=25/1");
+    let (live, sink, metrics) = serve();
+    let (units, states) = (live.clone(), live.clone());
+    let copied = Arc::<Mutex<u64>>::default();
+    let count = copied.clone();
+    let encoded = Box::new(move |encoded| {
+        if let Encoded::Unit(unit) = encoded {
+            *count.lock().unwrap() += 1;
+            units.encoded(&id(), unit);
+        }
+    });
+    let watched = live.clone();
+    let config = CameraConfig { input: Input::Fragment(fragment), ..camera("") };
+    let open = open_raw(config, encoded, Box::new(move || watched.is_watched(&id())), move |status| states.status(status));
+    open.reach(CameraState::Running);
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(*copied.lock().unwrap(), 0, "nobody watches");
+    let rig = Rig { open, live, sink, metrics };
+    rig.mark(Duration::from_secs(600));
+    let viewer = rig.viewer();
+    let picture = viewer.until("boxed", boxed);
+    assert_eq!(picture.dimensions(), (642, 360));
+    assert!(close(picture.get_pixel(5, 355), [150; 3]) && close(picture.get_pixel(636, 5), [150; 3]), "rows lie where they lay");
+    let rate = viewer.rate(4);
+    assert!((20.0..29.0).contains(&rate), "{rate} frames a second");
+    drop(viewer);
+    until("without a thread that shows", || threads("live-") == 0);
+    let before = *copied.lock().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(*copied.lock().unwrap(), before);
 }
 
 #[test]

@@ -161,7 +161,7 @@ impl Tape {
     pub fn take(&self, encoded: Encoded) {
         let mut desk = sync::lock(&self.0);
         let orders = match encoded {
-            Encoded::Unit(unit) if unit.codec == Codec::Other => return desk.unfit(unit.media()),
+            Encoded::Unit(unit) if matches!(unit.codec, Codec::Other | Codec::Raw) => return desk.unfit(unit.media()),
             Encoded::Unit(unit) => {
                 desk.told = false;
                 let (orders, dropped) = desk.plan.unit(unit);

@@ -126,7 +126,12 @@ impl Intake {
         let moment = moment(&buffer, segment, now, self.parts.live, tap.camera_time(buffer.pts()));
         if let Some(info) = &self.raw {
             tap.counters().frames_in.add();
-            return tap.picture(&Picture { buffer, info: info.clone() }, moment, &mut self.converter);
+            let picture = Picture { buffer, info: info.clone() };
+            if tap.wants_raw() {
+                let at = unit::running(picture.buffer.pts(), segment).unwrap_or_else(|| moment.received - tap.started());
+                tap.encoded(|| unit::raw(&picture, moment, at, &self.format, tap.started()).map(Encoded::Unit));
+            }
+            return tap.picture(&picture, moment, &mut self.converter);
         }
         self.unit(Unit { key: unit::is_key(&caps, &buffer), segment: segment.clone(), buffer, caps, moment });
     }

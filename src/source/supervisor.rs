@@ -91,7 +91,7 @@ impl Supervisor {
     ) -> Self {
         let id = &config.id;
         let live = location.is_live();
-        let (outlets, recording, tell) = tap::part(hooks);
+        let (outlets, (recording, raw_wanted), tell) = tap::part(hooks);
         let counters = Counters::new(metrics, id);
         Self {
             watch: Watch { limits, live },
@@ -103,6 +103,7 @@ impl Supervisor {
                 frozen_after: config.frozen_after.filter(|_| live),
                 outlets,
                 recording,
+                raw_wanted,
                 counters,
             },
             plan: Arc::new(Mutex::new(Plan::new(config.decode, config.interval))),

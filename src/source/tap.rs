@@ -17,7 +17,7 @@ use crate::source::convert::{self, Converter};
 use crate::source::decoder::Picture;
 use crate::source::frozen::Frozen;
 use crate::source::watch::{Fault, Pulse, Retry};
-use crate::source::{Admit, Candidate, Hooks, Tapped, Wants};
+use crate::source::{Admit, Candidate, Hooks, Tapped, Wants, WantsRaw};
 use crate::types::{CameraId, CameraStatus, Encoded, Frame};
 
 /// Seconds from the NTP epoch (1900) to the Unix epoch.
@@ -37,10 +37,13 @@ pub type Tell = Box<dyn FnMut(CameraStatus) + Send>;
 /// by a picture that is looked at.
 pub type Recording = Arc<Mutex<Option<Tapped>>>;
 
+/// The hook that says whether those of a raw camera are wanted.
+pub type RawWanted = Option<Arc<WantsRaw>>;
+
 /// Parts the hooks by who calls them.
-pub fn part(hooks: Hooks) -> (Arc<Mutex<Option<Outlets>>>, Recording, Tell) {
-    let Hooks { wants, admit, deliver, status, encoded } = hooks;
-    (Arc::new(Mutex::new(Some(Outlets { wants, admit, deliver }))), Arc::new(Mutex::new(encoded)), status)
+pub fn part(hooks: Hooks) -> (Arc<Mutex<Option<Outlets>>>, (Recording, RawWanted), Tell) {
+    let Hooks { wants, admit, deliver, status, encoded, raw } = hooks;
+    (Arc::new(Mutex::new(Some(Outlets { wants, admit, deliver }))), (Arc::new(Mutex::new(encoded)), raw.map(Arc::new)), status)
 }
 
 /// The counters of a camera.
@@ -85,6 +88,8 @@ pub struct Outside {
     pub outlets: Arc<Mutex<Option<Outlets>>>,
     /// The hook for encoded pictures.
     pub recording: Recording,
+    /// Whether it is called with the pictures of a raw camera.
+    pub raw_wanted: RawWanted,
     /// What is counted.
     pub counters: Counters,
 }
@@ -265,6 +270,11 @@ impl Tap {
         if catch_unwind(AssertUnwindSafe(|| record(encoded))).is_err() {
             self.panicked.store(true, Ordering::Release);
         }
+    }
+
+    /// Whether somebody wants the pictures of a raw camera at this moment.
+    pub fn wants_raw(&self) -> bool {
+        self.outside.raw_wanted.as_ref().is_some_and(|wanted| wanted())
     }
 
     /// Whether a picture that is not decoded yet would be looked at.

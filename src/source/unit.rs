@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gstreamer::{Buffer, BufferFlags, Caps, ClockTime, Segment};
+use gstreamer_video::{VideoFrame, VideoFrameRef};
 
 use crate::source::Candidate;
+use crate::source::decoder::Picture;
 use crate::types::{Codec, EncodedUnit};
 
 /// One encoded picture.
@@ -59,6 +61,27 @@ pub fn codec(caps: &Caps) -> Codec {
         "video/x-h265" => Codec::H265,
         _ => Codec::Other,
     }
+}
+
+/// A copy of a raw picture for whoever shows it, as `Unit::encoded` has it. A camera's rows may be padded; the copy's are as caps
+/// alone tell.
+pub fn raw(picture: &Picture, moment: Candidate, time: Duration, format: &Arc<str>, connected: Instant) -> Option<EncodedUnit> {
+    let of = VideoFrameRef::from_buffer_ref_readable(&picture.buffer, &picture.info).ok()?;
+    let mut copy = VideoFrame::from_buffer_writable(Buffer::with_size(picture.info.size()).ok()?, &picture.info).ok()?;
+    of.copy(&mut copy.as_mut_video_frame_ref()).ok()?;
+    let copy = copy.into_buffer();
+    Some(EncodedUnit {
+        codec: Codec::Raw,
+        caps: format.clone(),
+        bytes: copy.map_readable().ok()?.as_slice().into(),
+        key: true,
+        time,
+        dts: None,
+        duration: picture.buffer.duration().map(Into::into),
+        connected,
+        received: moment.received,
+        captured: moment.captured,
+    })
 }
 
 /// A time of the stream's since the pipeline's start.

@@ -16,6 +16,8 @@ pub enum Codec {
     H265,
     /// Anything else: it can be shown, and is kept in no clip.
     Other,
+    /// Not at all: the pixels, row by row without gaps. It can be shown, and is kept in no clip.
+    Raw,
 }
 
 /// What comes of a camera's encoded stream.
@@ -75,7 +77,7 @@ impl EncodedUnit {
             let (set, slice) = match self.codec {
                 Codec::H264 => (matches!(nal[0] & 0x1f, 7 | 8), matches!(nal[0] & 0x1f, 1..=5)),
                 Codec::H265 => (matches!(nal[0] >> 1 & 0x3f, 32..=34), nal[0] >> 1 & 0x3f < 32),
-                Codec::Other => return None,
+                Codec::Other | Codec::Raw => return None,
             };
             if slice {
                 break;

@@ -11,7 +11,7 @@ use palisade::base::metrics::Metrics;
 use palisade::base::shutdown::Shutdown;
 use palisade::config::{CameraConfig, Decode, Input};
 use palisade::gate::Gate;
-use palisade::source::{self, Admit, Candidate, Decoders, Hooks, Limits, Source, Tapped};
+use palisade::source::{self, Admit, Candidate, Decoders, Hooks, Limits, Source, Tapped, WantsRaw};
 use palisade::types::{CameraId, CameraState, CameraStatus, Frame, Prompt};
 
 /// Long enough for a loaded machine.
@@ -101,6 +101,7 @@ pub fn open_hooked(limits: Limits, config: CameraConfig, hook: impl Fn(&str) + C
             drop(status.send(s));
         }),
         encoded: None,
+        raw: None,
     };
     start(limits, config, Metrics::new(), hooks, frames, statuses)
 }
@@ -111,11 +112,17 @@ pub fn open_tapped(config: CameraConfig, encoded: Tapped) -> Open {
 }
 
 /// The same with `told` called at each change of state. Nothing is looked at.
-pub fn open_told(config: CameraConfig, encoded: Tapped, mut told: impl FnMut(&CameraStatus) + Send + 'static) -> Open {
+pub fn open_told(config: CameraConfig, encoded: Tapped, told: impl FnMut(&CameraStatus) + Send + 'static) -> Open {
+    open_raw(config, encoded, Box::new(|| false), told)
+}
+
+/// The same with raw pictures where they are `wanted`.
+pub fn open_raw(config: CameraConfig, encoded: Tapped, wanted: WantsRaw, mut told: impl FnMut(&CameraStatus) + Send + 'static) -> Open {
     let (frame, frames) = unbounded();
     let (status, statuses) = unbounded();
     let hooks = Hooks {
         encoded: Some(encoded),
+        raw: Some(wanted),
         wants: Box::new(|_| true),
         admit: Box::new(|_, _| false),
         deliver: Box::new(move |f| drop(frame.send(f))),
@@ -136,6 +143,7 @@ pub fn open_gated(limits: Limits, config: CameraConfig, metrics: Metrics, admit:
         deliver: Box::new(move |f| drop(frame.send(f))),
         status: Box::new(move |s| drop(status.send(s))),
         encoded: None,
+        raw: None,
     };
     start(limits, config, metrics, hooks, frames, statuses)
 }
@@ -150,6 +158,7 @@ pub fn open_kept(config: CameraConfig, metrics: Metrics, encoded: Tapped) -> Ope
         deliver: Box::new(move |f| drop(frame.send(f))),
         status: Box::new(move |s| drop(status.send(s))),
         encoded: Some(encoded),
+        raw: None,
     };
     start(limits(), config, metrics, hooks, frames, statuses)
 }

@@ -194,6 +194,7 @@ impl Rig {
                     units.encoded(&sender, unit);
                 }
             })),
+            raw: None,
             wants: Box::new(|_| false),
             admit: Box::new(|_, _| false),
             deliver: Box::new(drop),

@@ -60,7 +60,7 @@ impl ClipFile {
         let (media, parser) = match codec {
             Codec::H264 => ("video/x-h264", "h264parse"),
             Codec::H265 => ("video/x-h265", "h265parse"),
-            Codec::Other => return Err(Error::new(Kind::Input, "a stream of this codec is not kept; must be H.264 or H.265")),
+            Codec::Other | Codec::Raw => return Err(Error::new(Kind::Input, "a stream of this codec is not kept; must be H.264 or H.265")),
         };
         // first-moov-then-finalise: readable while it grows, an ordinary MP4 once finished. Unbuffered: what the muxer has
         // written survives a kill.

@@ -4,8 +4,8 @@
 //! A camera's encoded pictures are kept from the newest keyframe on, so that who begins to watch sees the picture of the
 //! moment at once. For as long as somebody watches, the thread `live-<id>` decodes what comes and blends the boxes in. From
 //! there pictures go to who takes them as they are (`Live::pictures`), and through the camera's one encoder to everybody who
-//! wants them encoded (`Live::watch`), whatever the way they watch. Of a camera that is down it shows a slate; one that sends
-//! no encoded pictures is shown as it was analysed.
+//! wants them encoded (`Live::watch`), whatever the way they watch. Of a camera that is down it shows a slate; one whose
+//! pictures cannot be decoded here is shown as it was analysed.
 
 mod audience;
 mod boxes;
@@ -84,6 +84,11 @@ impl Live {
         if let Some(camera) = self.0.cameras.get(camera) {
             camera.encoded(unit);
         }
+    }
+
+    /// Whether somebody watches a camera at this moment.
+    pub fn is_watched(&self, camera: &CameraId) -> bool {
+        self.0.cameras.get(camera).is_some_and(|camera| !camera.audience.is_empty())
     }
 
     /// What is seen of a camera's objects from now on.

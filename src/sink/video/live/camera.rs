@@ -9,7 +9,7 @@ use image::RgbImage;
 use crate::base::metrics::{Counter, Metrics};
 use crate::base::sync;
 use crate::sink::video::live::audience::Audience;
-use crate::types::{CameraId, CameraState, CameraStatus, EncodedUnit, Mark};
+use crate::types::{CameraId, CameraState, CameraStatus, Codec, EncodedUnit, Mark};
 
 /// Bounds of what is kept from a keyframe on: ten seconds at thirty a second, or ten at 6 Mbit/s.
 const MOST_UNITS: usize = 300;
@@ -17,6 +17,9 @@ const MOST_BYTES: usize = 8 << 20;
 
 /// Pictures that wait to be decoded: what comes while a decoder catches up with those that were kept.
 const WAITING: usize = 256;
+
+/// Raw pictures that wait to be shown. Each is a whole frame.
+const RAW_WAITING: usize = 2;
 
 /// The size of what is shown of a camera that never sent a picture.
 const NOTHING: (i32, i32) = (1280, 720);
@@ -93,16 +96,22 @@ impl Camera {
     pub fn encoded(&self, unit: EncodedUnit) {
         let mut news = sync::lock(&self.news);
         let News { kept, watch, .. } = &mut *news;
+        let raw = unit.codec == Codec::Raw;
         if let Some(on) = watch {
             on.skips &= !unit.key;
-            if on.skips || on.units.is_full() {
+            if on.skips || on.units.is_full() || (raw && on.units.len() >= RAW_WAITING) {
                 on.skips = true;
                 self.dropped.add();
             } else if on.units.send(unit.clone()).is_err() {
                 *watch = None;
             }
         }
-        kept.add(unit);
+        if raw {
+            // The next one is as good a beginning, and comes as soon.
+            kept.caps = Some(unit.caps);
+        } else {
+            kept.add(unit);
+        }
     }
 
     /// Other boxes.
@@ -141,7 +150,7 @@ impl Camera {
         (news.standing.clone(), news.analysed.clone())
     }
 
-    /// Whether encoded pictures ever came.
+    /// Whether pictures ever came, encoded or raw.
     pub fn is_encoded(&self) -> bool {
         sync::lock(&self.news).kept.caps.is_some()
     }
@@ -210,7 +219,6 @@ mod tests {
 
     use super::*;
     use crate::base::clock::Utc;
-    use crate::types::Codec;
 
     fn unit(key: bool, bytes: usize, connected: Instant) -> EncodedUnit {
         EncodedUnit {

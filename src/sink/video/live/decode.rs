@@ -122,6 +122,13 @@ impl Drop for Decoder {
     }
 }
 
+/// A picture that came as pixels. Boxes are blended into it: the bytes are copied. `None`: its caps do not fit it.
+pub fn raw(unit: &EncodedUnit) -> Option<Shown> {
+    let caps: Caps = unit.caps.parse().ok()?;
+    let info = VideoInfo::from_caps(&caps).ok()?;
+    (info.size() <= unit.bytes.len()).then(|| Shown::new(Buffer::from_mut_slice(unit.bytes.to_vec()), info))
+}
+
 /// The preferred decoder in software.
 fn pick(caps: &CapsRef) -> Option<ElementFactory> {
     let all = ElementFactory::factories_with_type(ElementFactoryType::DECODER, Rank::MARGINAL);

@@ -14,11 +14,11 @@ use crate::base::error::{Error, Result};
 use crate::sink::video::live::Painter;
 use crate::sink::video::live::boxes::Boxes;
 use crate::sink::video::live::camera::{Camera, Standing};
-use crate::sink::video::live::decode::Decoder;
+use crate::sink::video::live::decode::{self, Decoder};
 use crate::sink::video::live::encode::Encoding;
 use crate::sink::video::live::shown::Shown;
 use crate::sink::video::raw;
-use crate::types::{CameraState, EncodedUnit};
+use crate::types::{CameraState, Codec, EncodedUnit};
 
 /// The longest time between two looks at what else there is to do.
 const TURN: Duration = Duration::from_millis(40);
@@ -156,6 +156,9 @@ impl Show {
             self.camera.dropped.add();
             return Vec::new();
         }
+        if unit.codec == Codec::Raw {
+            return decode::raw(unit).into_iter().collect();
+        }
         let decoder = match &mut self.decoder {
             Some(decoder) if decoder.takes(unit) => decoder,
             _ => {
@@ -215,7 +218,8 @@ impl Show {
         let (standing, analysed) = self.camera.standing();
         let running = standing.state == CameraState::Running;
         let due = |pace| since(self.repeated).is_none_or(|ago| ago >= pace);
-        let undecoded = !self.camera.is_encoded() || (self.shown.is_none() && quiet >= UNSHOWN);
+        // A raw camera's next picture comes at once, and it is the larger one.
+        let undecoded = (!self.camera.is_encoded() && quiet >= LINGER) || (self.shown.is_none() && quiet >= UNSHOWN);
         if running
             && undecoded
             && let Some(image) = analysed

@@ -30,6 +30,9 @@ pub struct Picture {
     pub image: Arc<RgbImage>,
 }
 
+/// Whether pictures of a camera are wanted.
+pub type Filter = Box<dyn Fn(&CameraId) -> bool + Send>;
+
 /// A place for annotated pictures. Called from one thread of its own; may block that one.
 pub trait Sink: Send + 'static {
     /// A short name for logs and counters: `snapshots`, `file`, `rtsp`, `custom-0`.
@@ -40,6 +43,11 @@ pub trait Sink: Send + 'static {
     /// # Errors
     /// The picture is then counted as failed; the next one is offered all the same.
     fn write(&mut self, picture: &Picture) -> Result<()>;
+
+    /// Says of which cameras pictures are wanted at a moment, so that none need be drawn for nobody. `None`: of all, always.
+    fn filter(&self) -> Option<Filter> {
+        None
+    }
 
     /// Called now and then while no picture comes, for retention.
     fn tidy(&mut self) {}

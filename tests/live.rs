@@ -374,7 +374,7 @@ fn a_camera_without_encoded_pictures_is_shown_as_it_was_analysed() {
 fn a_raw_camera_is_shown_at_its_own_rate_with_boxes_and_its_pictures_are_copied_for_who_watches_only() {
     // Rows of 642 bytes are padded to 644 where they come from.
     let grey = "videotestsrc is-live=true pattern=solid-color foreground-color=0xff969696";
-    let fragment = format!("{grey} ! video/x-raw,format=I420,width=642,height=360,framerate=25/1");
+    let fragment = format!("{grey} ! video/x-raw,format=I420,width=642,height=360,framerate=25/1 ! identity");
     let (live, sink, metrics) = serve();
     let (units, states) = (live.clone(), live.clone());
     let copied = Arc::<Mutex<u64>>::default();

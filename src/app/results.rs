@@ -173,7 +173,7 @@ impl Step {
             let camera = looked.frame.camera.clone();
             // The picture of an object is on its way before the event that names it.
             self.guarded(camera.clone(), |step| step.tell(events, Some(&looked)));
-            if !self.fanout.is_empty() {
+            if self.fanout.wants(&camera) {
                 self.guarded(camera, |step| step.fanout.offer(&step.picture(&looked)));
             }
         }

@@ -24,8 +24,10 @@ pub fn uri(uri: &str) -> String {
 
 /// `text` with every occurrence of each secret (of three bytes or more) replaced by `***`.
 pub fn text(text: &str, secrets: &[&SecretString]) -> String {
-    let long_enough = secrets.iter().map(|secret| secret.expose_secret()).filter(|secret| secret.len() >= 3);
-    long_enough.fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
+    let mut long_enough: Vec<&str> = secrets.iter().map(|secret| secret.expose_secret()).filter(|secret| secret.len() >= 3).collect();
+    // The longest first: one may begin with another, and would not be found once that is gone.
+    long_enough.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    long_enough.into_iter().fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
 }
 
 /// `text` with everything that looks like an address cut down to its scheme.
@@ -60,5 +62,7 @@ mod tests {
     fn secrets_leave_a_text() {
         let secret = SecretString::from("s3cr3t");
         assert_eq!(text("PLAY with s3cr3t", &[&secret]), "PLAY with ***");
+        let [app, key] = ["live", "live_s3cr3t"].map(SecretString::from);
+        assert_eq!(text("no live_s3cr3t in live", &[&app, &key]), "no *** in ***");
     }
 }

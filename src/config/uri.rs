@@ -69,6 +69,10 @@ pub(super) fn target(text: &str, key: Option<&SecretString>) -> Result<SecretStr
         if query.split('&').any(|pair| pair.strip_prefix("mode=").is_some_and(|mode| mode != "caller")) {
             return Err("has a mode other than caller; must be caller, for it is we who call".to_owned());
         }
+        let phrase = query.split('&').find_map(|pair| pair.strip_prefix("passphrase=")).filter(|phrase| *phrase != "{key}");
+        if phrase.is_some_and(|phrase| !(10..=79).contains(&phrase.len())) {
+            return Err("has a passphrase that SRT does not take; must be of 10 to 79 characters".to_owned());
+        }
     } else if address.split('/').skip(1).filter(|part| !part.is_empty()).count() < 2 {
         return Err(format!("names no stream; must be {scheme}://host/app/stream"));
     }

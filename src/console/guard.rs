@@ -165,8 +165,10 @@ fn turn_away(refusal: Refusal, request: &Request) -> Response {
     let mut response = refusal.into_response();
     let headers = response.headers_mut();
     headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"palisade\""));
-    // A browser would ask for user and password in a window of its own.
-    if said(HeaderName::from_static("sec-fetch-mode")).is_empty() {
+    // A browser would ask for user and password in a window of its own, and show them to us whoever's page asks. Beyond loopback
+    // and without TLS it does not say what it fetches, but every one calls itself so.
+    let browser = said(header::USER_AGENT).starts_with("Mozilla/");
+    if !browser && said(HeaderName::from_static("sec-fetch-mode")).is_empty() {
         headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"palisade\""));
     }
     response

@@ -8,7 +8,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounde
 use crate::base::error::{Error, Kind, Result};
 use crate::base::metrics::{Counter, Metrics};
 use crate::base::thread::{self, Thread};
-use crate::sink::{Picture, Sink};
+use crate::sink::{Filter, Picture, Sink};
+use crate::types::CameraId;
 
 /// Pictures that may wait for one sink. Few: they are whole frames, and a viewer wants the newest.
 const QUEUE: usize = 4;
@@ -28,6 +29,7 @@ struct Lane {
     name: String,
     queue: Sender<Picture>,
     dropped: Counter,
+    filter: Option<Filter>,
     thread: Thread,
 }
 
@@ -41,14 +43,14 @@ impl Fanout {
         Ok(Self { lanes })
     }
 
-    /// Whether there is no sink, so that nothing need be drawn.
-    pub fn is_empty(&self) -> bool {
-        self.lanes.is_empty()
+    /// Whether a sink wants pictures of a camera; where none does, nothing need be drawn.
+    pub fn wants(&self, camera: &CameraId) -> bool {
+        self.lanes.iter().any(|lane| lane.wants(camera))
     }
 
-    /// Offers a picture to every sink; one whose queue is full drops it and counts it.
+    /// Offers a picture to every sink that wants it; one whose queue is full drops it and counts it.
     pub fn offer(&self, picture: &Picture) {
-        for lane in &self.lanes {
+        for lane in self.lanes.iter().filter(|lane| lane.wants(&picture.camera)) {
             match lane.queue.try_send(picture.clone()) {
                 Ok(()) => {}
                 Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => lane.dropped.add(),
@@ -69,12 +71,16 @@ impl Fanout {
 
 impl Lane {
     fn start(sink: Box<dyn Sink>, metrics: &Metrics) -> Result<Self> {
-        let name = sink.name().to_owned();
+        let (name, filter) = (sink.name().to_owned(), sink.filter());
         let (queue, pictures) = bounded(QUEUE);
         let counters =
             Counters { written: metrics.counter("sink_frames_written", &name), failed: metrics.counter("sink_frames_failed", &name) };
         let thread = thread::spawn(format!("sink-{name}"), move || serve(sink, &pictures, &counters))?;
-        Ok(Self { dropped: metrics.counter("sink_frames_dropped", &name), name, queue, thread })
+        Ok(Self { dropped: metrics.counter("sink_frames_dropped", &name), name, queue, filter, thread })
+    }
+
+    fn wants(&self, camera: &CameraId) -> bool {
+        self.filter.as_ref().is_none_or(|wants| wants(camera))
     }
 }
 

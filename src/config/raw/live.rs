@@ -75,6 +75,8 @@ fn login(section: &mut Section<'_, '_>, outside: &Outside<'_>) -> Option<RtspLog
     }
     if section.holds("password_file") && !section.holds("username") {
         section.fault("password_file", section.offset_of("password_file"), "stands without username; must be both or neither");
+    } else if password.is_some() && !section.holds("username") {
+        section.missing("username", "the name that goes with PALISADE_RTSP_PASSWORD, which is set");
     }
     Some(RtspLogin { username: username?.value, password: password? })
 }
@@ -86,11 +88,13 @@ pub(super) fn pushes(sections: Vec<Section<'_, '_>>, cameras: Option<&[CameraCon
 
 fn push(mut section: Section<'_, '_>, cameras: Option<&[CameraConfig]>, outside: &Outside<'_>) -> Option<PushConfig> {
     let text = required(&mut section, "uri", "rtmp://, rtmps:// or srt://");
-    let chosen = match section.texts("cameras") {
+    let names = section.texts("cameras");
+    let none = names.as_ref().is_some_and(|names| names.value.is_empty());
+    let chosen = match names {
         Some(names) => names.value.iter().filter_map(|name| camera(&section, "cameras", name, names.offset, cameras)).collect(),
         None => cameras?.iter().filter(|camera| camera.enabled).map(|camera| camera.id.clone()).collect::<BTreeSet<_>>(),
     };
-    if section.holds("cameras") && section.texts("cameras").is_some_and(|names| names.value.is_empty()) {
+    if none {
         section.fault("cameras", section.offset_of("cameras"), "is empty; must name a camera, or be left out for all of them");
     }
     let key = secret(&mut section, "key_file", Some("PALISADE_PUSH_KEY"), outside);
@@ -114,6 +118,10 @@ fn target(section: &Section<'_, '_>, text: &At<String>, several: bool, key: Opti
     }
     if section.holds("key_file") && !text.value.contains("{key}") {
         section.fault("key_file", section.offset_of("key_file"), "has no meaning without {key} in uri, which stands for what it holds");
+        return None;
+    }
+    if text.value.replace("{camera}", "").replace("{key}", "").contains(['{', '}']) {
+        fault("has a placeholder that is not known; must be {camera} or {key}");
         return None;
     }
     uri::target(&text.value, key).map_err(|why| fault(&why)).ok()

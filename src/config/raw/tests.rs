@@ -630,6 +630,11 @@ fn the_rtsp_server_has_a_password_or_none() {
     assert_eq!(faults(&of("username = \"me\"")), [alone]);
     let nobody = "line 8: output.rtsp.password_file stands without username; must be both or neither";
     assert_eq!(faults(&of(&format!("password_file = {file:?}"))), [nobody]);
+    let set = |name: &str| (name == "PALISADE_RTSP_PASSWORD").then(|| "s3cr3t".to_owned());
+    let checks = Checks { fragment: &|_| Ok(()), source: &|_| Ok(()), ca_file: &|_| Ok(()), tls: &|_| Ok(()), device: &|_| Ok(()) };
+    let open = parse(&of(""), &set, &checks).unwrap_err();
+    let told = "output.rtsp.username is missing; must be the name that goes with PALISADE_RTSP_PASSWORD, which is set";
+    assert!(open.len() == 1 && open[0].message == told, "{open:?}");
     let wrong = faults(&of(&format!("username = \"a:b\"\npassword_file = {file:?}")));
     assert_eq!(wrong, ["line 8: output.rtsp.username is \"a:b\"; must be a name without : and \""]);
     let written = faults(&of("username = \"me\"\npassword = \"s3cr3t\"")).join("\n");
@@ -652,6 +657,14 @@ fn live_video_is_sent_to_servers_and_played_into_devices() {
     for (keys, fault) in [
         ("", "line 11: output.push[0].uri is missing; must be rtmp://, rtmps:// or srt://"),
         ("uri = \"rtmp://host/app/s3cr3t\"", "line 12: output.push[0].uri lacks {camera}; several cameras cannot share one stream"),
+        (
+            "uri = \"rtmp://host/app/{camera}{cam}\"",
+            "line 12: output.push[0].uri has a placeholder that is not known; must be {camera} or {key}",
+        ),
+        (
+            "uri = \"srt://host:9?passphrase=s3cr3t&streamid={camera}\"",
+            "line 12: output.push[0].uri has a passphrase that SRT does not take; must be of 10 to 79 characters",
+        ),
         ("uri = \"http://host/{camera}\"", "line 12: output.push[0].uri has the scheme \"http\"; must be one of rtmp, rtmps, srt"),
         (
             "uri = \"rtmp://host/app/{key}\"\ncameras = [\"yard\"]",

@@ -6,7 +6,7 @@ use crate::config::OutputConfig;
 use crate::sink::video::live::Live;
 use crate::sink::video::push::Pushes;
 use crate::sink::video::v4l2::Devices;
-use crate::sink::{Picture, Sink};
+use crate::sink::{Filter, Picture, Sink};
 
 /// Live video that is sent and played, whether or not an RTSP server shows it too. It tells live video of the analysed pictures,
 /// for cameras that have no others.
@@ -35,6 +35,11 @@ impl Sink for LiveSink {
 
     fn write(&mut self, picture: &Picture) -> Result<()> {
         self.live.analysed(picture)
+    }
+
+    fn filter(&self) -> Option<Filter> {
+        let live = self.live.clone();
+        Some(Box::new(move |camera| live.wants_analysed(camera)))
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -245,8 +245,9 @@ impl Muxer {
         source.set_caps(Some(&unit.caps.parse::<Caps>().context(Kind::Pipeline, failed)?));
         let pad = by_name("mux")?.static_pad("src").ok_or_else(strange)?;
         let what = PadProbeType::BUFFER | PadProbeType::BUFFER_LIST | PadProbeType::EVENT_DOWNSTREAM;
+        let number = sync::lock(&reel).begin();
         pad.add_probe(what, move |_, info| {
-            write(&reel, info.data.as_ref());
+            write(&reel, number, info.data.as_ref());
             PadProbeReturn::Ok
         });
         let bus = pipeline.bus().ok_or_else(strange)?;
@@ -295,11 +296,17 @@ impl Drop for Muxer {
     }
 }
 
-/// What leaves the muxer, in its thread.
-fn write(reel: &Mutex<Reel>, data: Option<&PadProbeData<'_>>) {
+/// What leaves a muxer, in its thread.
+fn write(reel: &Mutex<Reel>, muxer: u64, data: Option<&PadProbeData<'_>>) {
+    let with = |what: &dyn Fn(&mut Reel)| {
+        let mut reel = sync::lock(reel);
+        if reel.is_of(muxer) {
+            what(&mut reel);
+        }
+    };
     let put = |buffer: &gstreamer::BufferRef| {
         if let Ok(bytes) = buffer.map_readable() {
-            sync::lock(reel).write(&bytes);
+            with(&|reel| reel.write(&bytes));
         }
     };
     match data {
@@ -307,7 +314,7 @@ fn write(reel: &Mutex<Reel>, data: Option<&PadProbeData<'_>>) {
         Some(PadProbeData::BufferList(list)) => list.iter().for_each(put),
         Some(PadProbeData::Event(event)) => {
             let cut = DownstreamForceKeyUnitEvent::parse(event).ok().and_then(|event| event.running_time);
-            cut.iter().for_each(|at| sync::lock(reel).cut(Duration::from(*at)));
+            cut.iter().for_each(|at| with(&|reel| reel.cut(Duration::from(*at))));
         }
         _ => {}
     }

@@ -116,6 +116,11 @@ impl Live {
         self.0.cameras.get(camera).is_some_and(|camera| camera.is_encoded() || camera.standing().1.is_some())
     }
 
+    /// Whether a camera's analysed pictures are wanted: somebody watches, and there is nothing else to be shown of it.
+    pub fn wants_analysed(&self, camera: &CameraId) -> bool {
+        self.0.cameras.get(camera).is_some_and(|camera| !camera.audience.is_empty() && (!camera.is_encoded() || camera.is_undecodable()))
+    }
+
     /// Every camera there is to watch.
     pub fn cameras(&self) -> impl Iterator<Item = &CameraId> {
         self.0.cameras.keys()

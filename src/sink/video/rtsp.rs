@@ -26,7 +26,7 @@ use crate::sink::video::live::Live;
 use crate::sink::video::rtsp::live::Streams;
 use crate::sink::video::serving::{self, Serving};
 use crate::sink::video::{encoder, init, login, raw};
-use crate::sink::{Picture, Sink};
+use crate::sink::{Filter, Picture, Sink};
 use crate::types::CameraId;
 
 /// Between two repetitions of the latest picture.
@@ -149,6 +149,11 @@ impl Sink for RtspSink {
         let camera = self.cameras.get(&picture.camera).ok_or_else(unknown)?;
         sync::lock(camera).latest = picture.image.clone();
         Ok(())
+    }
+
+    fn filter(&self) -> Option<Filter> {
+        let live = self.live.as_ref()?.0.clone();
+        Some(Box::new(move |camera| live.wants_analysed(camera)))
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -32,6 +32,8 @@ const EPOCH: f64 = 1_700_000_000.0;
 pub struct Reel {
     /// A thread fills it.
     runs: bool,
+    /// Counts the muxers that fill it: what one that is taken down still writes belongs nowhere.
+    muxer: u64,
     /// Nothing is made any more.
     closed: bool,
     asked: Instant,
@@ -65,13 +67,16 @@ impl Reel {
     /// Empty.
     pub fn new(camera: &CameraId, metrics: &Metrics) -> Self {
         let counter = |name| metrics.counter(name, camera.as_str());
+        let next = (Utc::now().epoch() - EPOCH).max(0.0) as u64;
         Self {
             runs: false,
+            muxer: 0,
             closed: false,
             asked: Instant::now(),
-            next: (Utc::now().epoch() - EPOCH).max(0.0) as u64,
+            next,
             files: VecDeque::new(),
-            breaks: 0,
+            // There are fewer breaks than files, so this grows over restarts, too.
+            breaks: next,
             target: TARGET,
             open: None,
             broken: true,
@@ -86,18 +91,15 @@ impl Reel {
         !self.closed && !std::mem::replace(&mut self.runs, true)
     }
 
-    /// Whether somebody asked lately. Where not, it has ended, and the next who asks begins anew.
-    pub fn goes_on(&mut self, idle: Duration) -> bool {
-        let goes_on = !self.closed && self.asked.elapsed() < idle;
-        if !goes_on {
-            self.end();
-        }
-        goes_on
+    /// Whether somebody asked lately. Where not, the thread that fills it is to end.
+    pub fn goes_on(&self, idle: Duration) -> bool {
+        !self.closed && self.asked.elapsed() < idle
     }
 
-    /// Nothing is there any more.
+    /// Its thread has ended: nothing is there any more, and the next who asks begins anew.
     pub fn end(&mut self) {
         self.runs = false;
+        self.muxer += 1;
         self.breaks += self.files.drain(..).filter(|file| file.broken).count() as u64;
         self.target = TARGET;
         self.breaks();
@@ -106,6 +108,17 @@ impl Reel {
     /// The same for ever.
     pub fn close(&mut self) {
         self.closed = true;
+    }
+
+    /// A muxer begins to fill it; its number is to stand with all that comes of it.
+    pub fn begin(&mut self) -> u64 {
+        self.muxer += 1;
+        self.muxer
+    }
+
+    /// Whether what comes of a muxer belongs here.
+    pub fn is_of(&self, muxer: u64) -> bool {
+        self.muxer == muxer
     }
 
     /// What was begun is given up, and what follows does not go on from it.
@@ -196,11 +209,11 @@ mod tests {
         let head = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:3\n";
         let files = format!("#EXT-X-DISCONTINUITY\n#EXTINF:2.000,\n{first}.ts\n#EXTINF:2.000,\n{}.ts\n", first + 1);
         let expected =
-            format!("{head}#EXT-X-MEDIA-SEQUENCE:{first}\n#EXT-X-DISCONTINUITY-SEQUENCE:0\n#EXT-X-INDEPENDENT-SEGMENTS\n{files}");
+            format!("{head}#EXT-X-MEDIA-SEQUENCE:{first}\n#EXT-X-DISCONTINUITY-SEQUENCE:{first}\n#EXT-X-INDEPENDENT-SEGMENTS\n{files}");
         assert_eq!(list, expected);
         fill(&mut reel, 3, 18);
         let list = reel.playlist().unwrap();
-        assert!(list.contains(&format!("#EXT-X-MEDIA-SEQUENCE:{}\n#EXT-X-DISCONTINUITY-SEQUENCE:1\n", first + 14)), "{list}");
+        assert!(list.contains(&format!("SEQUENCE:{}\n#EXT-X-DISCONTINUITY-SEQUENCE:{}\n", first + 14, first + 1)), "{list}");
         assert_eq!(list.matches("#EXTINF").count(), LISTED);
         assert_eq!(reel.segment(first + 8).unwrap()[..], [8; 100]);
         assert!(reel.segment(first + 7).is_none() && reel.segment(first + 20).is_none());
@@ -217,11 +230,15 @@ mod tests {
         let list = reel.playlist().unwrap();
         assert_eq!(list.matches("#EXT-X-DISCONTINUITY\n").count(), 2, "{list}");
         assert!(list.ends_with(&format!("#EXT-X-DISCONTINUITY\n#EXTINF:2.000,\n{}.ts\n", first + 2)), "{list}");
-        assert!(!reel.goes_on(Duration::ZERO) && reel.playlist().is_none() && reel.segment(first).is_none());
+        assert!(!reel.goes_on(Duration::ZERO) && !reel.ask(), "its thread has not ended yet: no other begins");
+        let muxer = reel.begin();
+        assert!(reel.is_of(muxer));
+        reel.end();
+        assert!(!reel.is_of(muxer) && reel.playlist().is_none() && reel.segment(first).is_none());
         assert!(reel.ask(), "a thread begins anew");
         fill(&mut reel, 0, 2);
         let list = reel.playlist().unwrap();
-        assert!(list.contains(&format!("SEQUENCE:{}\n#EXT-X-DISCONTINUITY-SEQUENCE:2\n", first + 3)), "{list}");
+        assert!(list.contains(&format!("SEQUENCE:{}\n#EXT-X-DISCONTINUITY-SEQUENCE:{}\n", first + 3, first + 2)), "{list}");
         reel.close();
         assert!(!reel.goes_on(Duration::MAX) && !reel.ask());
     }

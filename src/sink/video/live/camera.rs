@@ -1,5 +1,6 @@
 //! What is known of one camera, whoever tells it, and the way from there to who shows it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -30,6 +31,8 @@ pub struct Camera {
     news: Mutex<News>,
     /// Who watches it.
     pub audience: Arc<Audience>,
+    /// What comes cannot be decoded here.
+    undecodable: AtomicBool,
     /// Pictures given to an encoder.
     pub encoded: Counter,
     /// Pictures that nobody will see.
@@ -80,6 +83,7 @@ impl Camera {
         Self {
             news: Mutex::new(news),
             audience: Arc::new(Audience::new(counter("live_units_dropped"))),
+            undecodable: AtomicBool::new(false),
             encoded: counter("rtsp_pictures_encoded"),
             dropped: counter("live_pictures_dropped"),
             id,
@@ -153,6 +157,16 @@ impl Camera {
     /// Whether pictures ever came, encoded or raw.
     pub fn is_encoded(&self) -> bool {
         sync::lock(&self.news).kept.caps.is_some()
+    }
+
+    /// Notes whether what comes can be decoded here.
+    pub fn undecodable(&self, undecodable: bool) {
+        self.undecodable.store(undecodable, Ordering::Release);
+    }
+
+    /// Whether it cannot, as far as is known.
+    pub fn is_undecodable(&self) -> bool {
+        self.undecodable.load(Ordering::Acquire)
     }
 
     /// For a new show, in place of any other: the pictures from the newest keyframe on, and those that come from now on.

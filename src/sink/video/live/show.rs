@@ -191,6 +191,9 @@ impl Show {
             return self.camera.dropped.add();
         }
         let now = Instant::now();
+        if self.shown.is_none() {
+            self.camera.undecodable(false);
+        }
         self.shown = Some(now);
         (self.slate, self.repeated) = (None, None);
         if self.last.as_ref().is_none_or(|last| now.duration_since(last.at) >= PUT_BY) {
@@ -220,6 +223,7 @@ impl Show {
         let due = |pace| since(self.repeated).is_none_or(|ago| ago >= pace);
         // A raw camera's next picture comes at once, and it is the larger one.
         let undecoded = (!self.camera.is_encoded() && quiet >= LINGER) || (self.shown.is_none() && quiet >= UNSHOWN);
+        self.camera.undecodable(running && undecoded);
         if running
             && undecoded
             && let Some(image) = analysed
@@ -231,6 +235,13 @@ impl Show {
             return;
         }
         if running && quiet < SILENT {
+            // It may go on at any moment; till then a viewer's stream goes on, too.
+            if due(SLATES)
+                && let Some(last) = &self.last
+            {
+                self.repeated = Some(now);
+                self.screen.boxed(last.picture.clone());
+            }
             return;
         }
         if due(SLATES) {

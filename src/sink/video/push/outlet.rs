@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use gstreamer::prelude::*;
 use gstreamer::{Buffer, BufferFlags, Bus, Caps, ClockTime, Element, ElementFactory, PadProbeReturn, PadProbeType, Pipeline, State};
 use gstreamer_app::AppSrc;
+use percent_encoding::percent_decode_str;
 
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::base::redact::{self, ExposeSecret, SecretString};
@@ -167,7 +168,10 @@ fn secrets(uri: &SecretString) -> Vec<SecretString> {
     let (user, host) = rest.rsplit_once('@').unwrap_or(("", rest));
     let path = host.split_once(['/', '?']).map_or("", |(_, path)| path);
     let parts = path.split(['/', '?', '&', '=']).chain(user.split(':'));
-    parts.filter(|part| !part.is_empty()).map(SecretString::from).collect()
+    // As it is written, and as a server may repeat it.
+    let decoded = |part: &str| percent_decode_str(part).decode_utf8().ok().filter(|decoded| decoded != part).map(String::from);
+    let both = |part: &str| [Some(part.to_owned()), decoded(part)].into_iter().flatten().map(SecretString::from).collect::<Vec<_>>();
+    parts.filter(|part| !part.is_empty()).flat_map(both).collect()
 }
 
 #[cfg(test)]
@@ -181,5 +185,6 @@ mod tests {
         };
         assert_eq!(parts("rtmp://me:s3cr3t@host/app/live_1?sig=abc"), ["app", "live_1", "sig", "abc", "me", "s3cr3t"]);
         assert_eq!(parts("srt://host:9000?passphrase=0123456789"), ["passphrase", "0123456789"]);
+        assert_eq!(parts("rtmp://host/app/a%2Bb"), ["app", "a%2Bb", "a+b"]);
     }
 }

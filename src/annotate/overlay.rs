@@ -15,6 +15,9 @@ use crate::types::{Mark, Patch, PixelBox};
 /// Lines that a reason may take on a slate.
 const LINES: usize = 4;
 
+/// To begin with a patch takes as long as so many of its pixels.
+const PATCH: u64 = 4000;
+
 /// A mark as it will be drawn.
 struct Shown {
     pixels: PixelBox,
@@ -23,10 +26,10 @@ struct Shown {
     alpha: u8,
 }
 
-/// Something to be drawn: a mark's outline, its tag, or the line from the one to the other.
+/// Something to be drawn: a side of a mark's outline, its tag, or the line from the one to the other.
 #[derive(Clone, Copy)]
 enum Piece {
-    Outline(usize),
+    Side(usize, Area),
     Leader(usize),
     Tag(usize),
 }
@@ -57,12 +60,12 @@ impl Annotator {
         let pieces = shown.iter().enumerate().flat_map(|(index, one)| {
             let group = |area: Area, piece: Piece| Group { area, pieces: vec![piece] };
             let leader = one.tag.leader.map(|line| group(along(&line, &metrics, size), Piece::Leader(index)));
-            let ends = [group(Area::of(one.pixels), Piece::Outline(index)), group(one.tag.area, Piece::Tag(index))];
-            ends.into_iter().chain(leader)
+            let sides = sides(Area::of(one.pixels), &metrics).map(|side| group(side, Piece::Side(index, side)));
+            sides.into_iter().chain([group(one.tag.area, Piece::Tag(index))]).chain(leader)
         });
         let pieces = pieces.filter(|group| group.area.width > 0 && group.area.height > 0).collect();
         // What the first pass has made may suit what it made later.
-        let groups = gathered(gathered(pieces, size.0), size.0);
+        let groups = gathered(gathered(pieces));
         groups.iter().map(|group| self.patch(group, &shown, &metrics)).collect()
     }
 
@@ -81,9 +84,14 @@ impl Annotator {
         let Area { x, y, width, height } = group.area;
         let mut image = RgbaImage::new(width, height);
         for piece in &group.pieces {
-            if let Piece::Outline(index) = piece {
+            if let Piece::Side(index, side) = piece {
                 let Shown { pixels, tag, alpha } = &shown[*index];
-                outline(&mut image, (x, y), *pixels, metrics, with(BLACK, *alpha), with(tag.colour, *alpha));
+                // On ground of its own: another side that reaches onto this patch stands on its own patch, too.
+                let mut drawn = RgbaImage::new(side.width, side.height);
+                outline(&mut drawn, (side.x, side.y), *pixels, metrics, with(BLACK, *alpha), with(tag.colour, *alpha));
+                for (right, down, pixel) in drawn.enumerate_pixels().filter(|(_, _, pixel)| pixel.0[3] > 0) {
+                    image.put_pixel(side.x - x + right, side.y - y + down, *pixel);
+                }
             }
         }
         for piece in &group.pieces {
@@ -152,11 +160,26 @@ fn along(Leader { from, to }: &Leader, metrics: &Metrics, size: (u32, u32)) -> A
     Area { x: left, y: top, width: right - left, height: bottom - top }
 }
 
-/// Puts pieces together where that is cheaper. For each line of a patch the video's whole line is unpacked and packed
-/// (`gst_video_blend` in gst-plugins-base 1.22), and each pixel of the patch looked at: two patches beside each other cost
-/// more than one with nothing between them.
-fn gathered(pieces: Vec<Group>, width: u32) -> Vec<Group> {
-    let cost = |area: &Area| u64::from(area.height) * u64::from(width + area.width);
+/// The sides of an outline: above, below, left, right. What is between them is not touched, and they share no pixel.
+fn sides(Area { x, y, width, height }: Area, metrics: &Metrics) -> [Area; 4] {
+    let line = metrics.line + 2 * metrics.edge;
+    let above = line.min(height);
+    let below = line.min(height - above);
+    let left = line.min(width);
+    let right = line.min(width - left);
+    let (top, between) = (y + above, height - above - below);
+    [
+        Area { x, y, width, height: above },
+        Area { x, y: y + height - below, width, height: below },
+        Area { x, y: top, width: left, height: between },
+        Area { x: x + width - right, y: top, width: right, height: between },
+    ]
+}
+
+/// Puts pieces together where that is cheaper: each pixel of a patch is unpacked, blended and packed, and each patch takes a
+/// moment to begin with, as long as some pixels.
+fn gathered(pieces: Vec<Group>) -> Vec<Group> {
+    let cost = |area: &Area| u64::from(area.height) * u64::from(area.width) + PATCH;
     let mut groups: Vec<Group> = Vec::new();
     for piece in pieces {
         let apart = cost(&piece.area);
@@ -216,7 +239,7 @@ mod tests {
         let patches = annotator.overlay(&[mark("cat", [0.25, 0.25, 0.75, 0.75], now)], now, (640, 480));
         let Rgb([r, g, b]) = colour::of("cat");
         assert_eq!(at(&patches, 161, 240), Some(Rgba([r, g, b, 255])));
-        assert_eq!(at(&patches, 320, 240).map(|pixel| pixel.0[3]), Some(0));
+        assert!(at_any(&patches, 320, 240).iter().all(|pixel| pixel.0[3] == 0), "nothing inside");
         assert_eq!(at(&patches, 10, 10), None);
         let pixels: u32 = patches.iter().map(|patch| patch.image.width() * patch.image.height()).sum();
         assert!(pixels < 640 * 480 / 3, "{pixels}");
@@ -277,12 +300,30 @@ mod tests {
     }
 
     #[test]
-    fn boxes_beside_each_other_share_their_patches_and_those_apart_do_not() {
+    fn patches_are_few_where_boxes_are_small_and_leave_out_what_is_inside_of_large_ones() {
         let (annotator, now) = (Annotator::new().unwrap(), Instant::now());
-        let count = |boxes: [[f32; 4]; 2]| annotator.overlay(&boxes.map(|sides| mark("cat", sides, now)), now, (1920, 1080)).len();
-        // One for the outlines, one for the tags above them.
-        assert_eq!(count([[0.2, 0.1, 0.5, 0.2], [0.2, 0.3, 0.5, 0.4]]), 2);
-        assert_eq!(count([[0.1, 0.1, 0.2, 0.2], [0.8, 0.8, 0.9, 0.9]]), 4);
+        let patches = |boxes: [[f32; 4]; 2]| annotator.overlay(&boxes.map(|sides| mark("cat", sides, now)), now, (1920, 1080));
+        let pixels = |patches: &[Patch]| -> u32 { patches.iter().map(|patch| patch.image.width() * patch.image.height()).sum() };
+        let small = patches([[0.5, 0.5, 0.53, 0.52], [0.8, 0.8, 0.83, 0.82]]);
+        assert!(small.len() <= 4, "{}", small.len());
+        let large = patches([[0.1, 0.1, 0.5, 0.4], [0.3, 0.5, 0.9, 0.9]]);
+        let inside = (0.4 * 0.3 + 0.6 * 0.4) * 1920.0 * 1080.0;
+        assert!(large.len() <= 10 && f64::from(pixels(&large)) < inside * 0.12, "{} patches, {} pixels", large.len(), pixels(&large));
+    }
+
+    #[test]
+    fn a_box_that_fades_does_so_evenly_at_its_corners_too() {
+        let (annotator, seen) = (Annotator::new().unwrap(), Instant::now());
+        for sides in [[0.25, 0.25, 0.75, 0.75], [0.5, 0.5, 0.53, 0.52]] {
+            let patches = annotator.overlay(&[mark("cat", sides, seen)], seen + Duration::from_secs(6), (640, 480));
+            let mut drawn = vec![0; 640 * 480];
+            for patch in &patches {
+                for (x, y, _) in patch.image.enumerate_pixels().filter(|(_, _, pixel)| pixel.0[3] > 0) {
+                    drawn[((patch.y + y) * 640 + patch.x + x) as usize] += 1;
+                }
+            }
+            assert!(drawn.iter().all(|times| *times <= 1) && drawn.contains(&1), "something is drawn on two patches");
+        }
     }
 
     #[test]

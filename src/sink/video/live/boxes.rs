@@ -5,10 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use gstreamer::Buffer;
+use gstreamer::{Buffer, BufferRef, glib};
 use gstreamer_video::{
-    VideoColorMatrix, VideoConverter, VideoFormat, VideoFrameFlags, VideoFrameRef, VideoInfo, VideoMeta, VideoOverlayComposition,
-    VideoOverlayFormatFlags, VideoOverlayRectangle,
+    VideoColorMatrix, VideoConverter, VideoFormat, VideoFrame, VideoFrameExt, VideoFrameFlags, VideoFrameRef, VideoInfo, VideoMeta,
+    VideoOverlayComposition, VideoOverlayFormatFlags, VideoOverlayRectangle,
 };
 use image::RgbaImage;
 
@@ -29,6 +29,9 @@ const BLENDED: [VideoFormat; 9] = [
     VideoFormat::Yuy2,
     VideoFormat::Gray8,
 ];
+
+/// The pixels that share a colour in any of them, across or down, at most.
+const ALIGN: u32 = 4;
 
 /// Blends a camera's boxes into its pictures.
 pub struct Boxes {
@@ -53,8 +56,16 @@ struct Drawn {
     revision: u64,
     size: (u32, u32),
     opacities: Vec<u8>,
-    /// `None`: nothing is to be seen.
-    composition: Option<VideoOverlayComposition>,
+    parts: Arc<[Part]>,
+}
+
+/// A part of the picture that something is drawn on, and what. `gst_video_blend` unpacks and packs whole lines of what it is
+/// given: so it is given the part alone.
+struct Part {
+    x: u32,
+    y: u32,
+    info: VideoInfo,
+    composition: VideoOverlayComposition,
 }
 
 impl Boxes {
@@ -68,10 +79,11 @@ impl Boxes {
         let picture = self.blendable(picture);
         // The hand that draws is another module's: its panic costs the boxes of this picture.
         let over = catch_unwind(AssertUnwindSafe(|| self.over(picture.info())));
-        let Some(composition) = over.ok().flatten() else { return picture };
+        let Some(parts) = over.ok().flatten().filter(|parts| !parts.is_empty()) else { return picture };
         let (mut buffer, info) = picture.into_parts();
         // Its pixels are copied here, should the decoder still need them.
-        let blended = VideoFrameRef::from_buffer_ref_writable(buffer.make_mut(), &info).and_then(|mut frame| composition.blend(&mut frame));
+        let blended = VideoFrameRef::from_buffer_ref_writable(buffer.make_mut(), &info)
+            .and_then(|mut frame| parts.iter().try_for_each(|part| part.blend(&mut frame)));
         if let Err(error) = blended {
             tracing::debug!(camera = %self.camera.id(), "boxes were not blended: {error}");
         }
@@ -104,7 +116,7 @@ impl Boxes {
     }
 
     /// What goes over a picture like this.
-    fn over(&mut self, info: &VideoInfo) -> Option<VideoOverlayComposition> {
+    fn over(&mut self, info: &VideoInfo) -> Option<Arc<[Part]>> {
         if self.revision != Some(self.camera.revision()) {
             let (marks, revision) = self.camera.seen();
             (self.marks, self.revision) = (marks, Some(revision));
@@ -113,12 +125,12 @@ impl Boxes {
         let opacities = || self.marks.iter().map(|mark| mark.opacity(now));
         let current = |drawn: &&Drawn| drawn.revision == revision && drawn.size == size && opacities().eq(drawn.opacities.iter().copied());
         if let Some(drawn) = self.drawn.as_ref().filter(current) {
-            return drawn.composition.clone();
+            return Some(drawn.parts.clone());
         }
         let patches = self.painter.boxes(&self.marks, now, size);
-        let composition = compose(&patches, is_hd(info));
-        self.drawn = Some(Drawn { revision, size, opacities: opacities().collect(), composition: composition.clone() });
-        composition
+        let parts: Arc<[Part]> = patches.iter().filter_map(|patch| Part::new(patch, info)).collect();
+        self.drawn = Some(Drawn { revision, size, opacities: opacities().collect(), parts: parts.clone() });
+        Some(parts)
     }
 }
 
@@ -131,16 +143,79 @@ fn is_hd(info: &VideoInfo) -> bool {
     }
 }
 
-fn compose(patches: &[Patch], hd: bool) -> Option<VideoOverlayComposition> {
-    let rectangles: Vec<VideoOverlayRectangle> = patches.iter().filter_map(|patch| rectangle(patch, hd)).collect();
-    VideoOverlayComposition::new(&rectangles).ok()
+impl Part {
+    /// Of a picture like this. Its place is one where the picture's colours begin, which most formats have for several pixels
+    /// together.
+    fn new(patch: &Patch, of: &VideoInfo) -> Option<Self> {
+        let Patch { x, y, image } = patch;
+        let (left, top) = (x / ALIGN * ALIGN, y / ALIGN * ALIGN);
+        let right = (x + image.width()).next_multiple_of(ALIGN).min(of.width());
+        let bottom = (y + image.height()).next_multiple_of(ALIGN).min(of.height());
+        let info = VideoInfo::builder(of.format(), right.checked_sub(left)?, bottom.checked_sub(top)?).colorimetry(&of.colorimetry());
+        let rectangle = rectangle(image, (x - left, y - top), is_hd(of))?;
+        Some(Self { x: left, y: top, info: info.build().ok()?, composition: VideoOverlayComposition::new([&rectangle]).ok()? })
+    }
+
+    fn blend(&self, frame: &mut VideoFrameRef<&mut BufferRef>) -> Result<(), glib::BoolError> {
+        let mut part = VideoFrame::from_buffer_writable(Buffer::with_size(self.info.size())?, &self.info)
+            .map_err(|_| glib::bool_error!("a part of a picture cannot be mapped"))?;
+        for plane in 0..self.info.n_planes() {
+            let (from, to) = (self.rows(frame.plane_stride(), plane), rows_of(part.plane_stride(), plane));
+            let target = part.plane_data_mut(plane)?;
+            copy(frame.plane_data(plane)?, from, target, to, self.extent(plane));
+        }
+        self.composition.blend(&mut part.as_mut_video_frame_ref())?;
+        for plane in 0..self.info.n_planes() {
+            let (from, to) = (rows_of(part.plane_stride(), plane), self.rows(frame.plane_stride(), plane));
+            let target = frame.plane_data_mut(plane)?;
+            copy(part.plane_data(plane)?, from, target, to, self.extent(plane));
+        }
+        Ok(())
+    }
+
+    /// Where the part begins in a plane of the whole picture, and from row to row, in bytes.
+    fn rows(&self, strides: &[i32], plane: u32) -> (usize, usize) {
+        let (_, stride) = rows_of(strides, plane);
+        let (across, down, pixel) = self.sampling(plane);
+        ((self.y >> down) as usize * stride + (self.x >> across) as usize * pixel, stride)
+    }
+
+    /// Bytes of a row and rows of the part in a plane.
+    fn extent(&self, plane: u32) -> (usize, usize) {
+        let (across, down, pixel) = self.sampling(plane);
+        (self.info.width().div_ceil(1 << across) as usize * pixel, self.info.height().div_ceil(1 << down) as usize)
+    }
+
+    /// By how many bits a plane is smaller than the picture, across and down; and from pixel to pixel in bytes.
+    fn sampling(&self, plane: u32) -> (u32, u32, usize) {
+        let format = self.info.format_info();
+        let first = format.plane().iter().position(|of| *of == plane).unwrap_or_default();
+        let bytes = usize::try_from(format.pixel_stride()[first]).unwrap_or_default();
+        (format.w_sub()[first], format.h_sub()[first], bytes)
+    }
+}
+
+/// The same of a picture from its own beginning on.
+fn rows_of(strides: &[i32], plane: u32) -> (usize, usize) {
+    (0, strides.get(plane as usize).and_then(|stride| usize::try_from(*stride).ok()).unwrap_or_default())
+}
+
+/// Copies rows of so many bytes; both sides begin somewhere and have rows of their own length.
+fn copy(from: &[u8], (begin, stride): (usize, usize), to: &mut [u8], (start, step): (usize, usize), (bytes, rows): (usize, usize)) {
+    for row in 0..rows {
+        let source = from.get(begin + row * stride..).and_then(|rest| rest.get(..bytes));
+        let target = to.get_mut(start + row * step..).and_then(|rest| rest.get_mut(..bytes));
+        if let (Some(source), Some(target)) = (source, target) {
+            target.copy_from_slice(source);
+        }
+    }
 }
 
 /// In the video's own kind of colours: those of RGB would be converted for every picture.
-fn rectangle(Patch { x, y, image }: &Patch, hd: bool) -> Option<VideoOverlayRectangle> {
+fn rectangle(image: &RgbaImage, (x, y): (u32, u32), hd: bool) -> Option<VideoOverlayRectangle> {
     let mut buffer = Buffer::from_mut_slice(ayuv(image, hd));
     VideoMeta::add(buffer.get_mut()?, VideoFrameFlags::empty(), VideoFormat::Ayuv, image.width(), image.height()).ok()?;
-    let at = |place: &u32| i32::try_from(*place).ok();
+    let at = |place: u32| i32::try_from(place).ok();
     let flags = VideoOverlayFormatFlags::empty();
     Some(VideoOverlayRectangle::new_raw(&buffer, at(x)?, at(y)?, image.width(), image.height(), flags))
 }

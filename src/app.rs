@@ -343,7 +343,7 @@ impl Daemon {
             console.finish(begin + CONSOLE_GRACE);
         }
         let sources_left = self.sources.into_iter().map(|source| source.join_until(begin + WORKERS_GRACE)).filter(|joined| !joined).count();
-        let workers_left = self.workers.into_iter().map(|worker| worker.join_until(begin + WORKERS_GRACE)).filter(|joined| !joined).count();
+        let workers_left = thread::join_all_until(self.workers, begin + WORKERS_GRACE);
         if sources_left > 0 {
             tracing::warn!(cameras = sources_left, "cameras did not let go in time and were left behind");
         } else if workers_left > 0 {

@@ -20,6 +20,11 @@ pub fn spawn(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> R
     Ok(Thread { handle: Some(handle) })
 }
 
+/// Waits for all of them until `deadline`; returns how many still run then and are left behind.
+pub fn join_all_until(threads: impl IntoIterator<Item = Thread>, deadline: Instant) -> usize {
+    threads.into_iter().map(|thread| thread.join_until(deadline)).filter(|joined| !joined).count()
+}
+
 impl Thread {
     /// Whether the thread's body has returned.
     pub fn is_finished(&self) -> bool {
@@ -83,6 +88,18 @@ mod tests {
         let (hold, held) = std::sync::mpsc::channel::<()>();
         let thread = spawn("stuck", move || _ = held.recv()).unwrap();
         assert!(!thread.join_until(Instant::now()));
+        drop(hold);
+    }
+
+    #[test]
+    fn those_past_the_deadline_are_counted_and_the_others_joined() {
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let done = Arc::new(AtomicBool::new(false));
+        let flag = done.clone();
+        let stuck = spawn("stuck", move || _ = held.recv()).unwrap();
+        let quick = spawn("quick", move || flag.store(true, Ordering::SeqCst)).unwrap();
+        assert_eq!(join_all_until([quick, stuck], Instant::now() + Duration::from_millis(200)), 1);
+        assert!(done.load(Ordering::SeqCst));
         drop(hold);
     }
 }

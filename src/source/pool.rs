@@ -87,7 +87,7 @@ impl Drop for Pool {
         self.shared.filled.notify_all();
         let deadline = Instant::now() + GRACE;
         let threads = std::mem::take(&mut *sync::lock(&self.threads));
-        let left = threads.into_iter().map(|thread| thread.join_until(deadline)).filter(|joined| !joined).count();
+        let left = thread::join_all_until(threads, deadline);
         if left > 0 {
             tracing::warn!(threads = left, "decoders did not end in time and were left behind");
         }

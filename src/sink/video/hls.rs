@@ -99,7 +99,7 @@ impl Hls {
         self.0.cameras.values().for_each(|reel| sync::lock(reel).close());
         let threads = std::mem::take(&mut *sync::lock(&self.0.threads));
         let deadline = Instant::now() + FINISH;
-        let left = threads.into_iter().map(|thread| thread.join_until(deadline)).filter(|joined| !joined).count();
+        let left = thread::join_all_until(threads, deadline);
         if left > 0 {
             tracing::warn!(threads = left, "live files did not end in time and were left behind");
         }

@@ -146,7 +146,7 @@ impl Jpegs {
             std::mem::take(&mut lanes.threads)
         };
         let deadline = Instant::now() + FINISH;
-        let left = threads.into_iter().map(|thread| thread.join_until(deadline)).filter(|joined| !joined).count();
+        let left = thread::join_all_until(threads, deadline);
         if left > 0 {
             tracing::warn!(threads = left, "live pictures did not end in time and were left behind");
         }

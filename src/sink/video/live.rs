@@ -153,7 +153,7 @@ impl Live {
         self.0.cameras.values().for_each(|camera| camera.audience.close());
         let deadline = Instant::now() + FINISH;
         let shows = std::mem::take(&mut *sync::lock(&self.0.shows));
-        let left = shows.into_iter().map(|thread| thread.join_until(deadline)).filter(|joined| !joined).count();
+        let left = thread::join_all_until(shows, deadline);
         if left > 0 {
             tracing::warn!(threads = left, "live video did not end in time and was left behind");
         }

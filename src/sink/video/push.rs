@@ -86,7 +86,7 @@ impl Pushes {
     pub fn finish(&mut self) {
         self.ended.store(true, Ordering::Release);
         let deadline = Instant::now() + FINISH;
-        let left = self.threads.drain(..).map(|thread| thread.join_until(deadline)).filter(|joined| !joined).count();
+        let left = thread::join_all_until(self.threads.drain(..), deadline);
         if left > 0 {
             tracing::warn!(threads = left, "streams to servers did not end in time and were left behind");
         }

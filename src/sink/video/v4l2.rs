@@ -73,7 +73,7 @@ impl Devices {
     pub fn finish(&mut self) {
         self.ended.store(true, Ordering::Release);
         let deadline = Instant::now() + FINISH;
-        let left = self.threads.drain(..).map(|thread| thread.join_until(deadline)).filter(|joined| !joined).count();
+        let left = thread::join_all_until(self.threads.drain(..), deadline);
         if left > 0 {
             tracing::warn!(threads = left, "video devices were not let go in time and were left behind");
         }

@@ -99,7 +99,7 @@ impl Streams {
         let streams = std::mem::take(&mut *sync::lock(&self.0));
         streams.iter().filter_map(|(stream, _)| stream.upgrade()).for_each(|stream| stream.ended.store(true, Ordering::Release));
         let deadline = Instant::now() + FINISH;
-        let left = streams.into_iter().map(|(_, thread)| thread.join_until(deadline)).filter(|joined| !joined).count();
+        let left = thread::join_all_until(streams.into_iter().map(|(_, thread)| thread), deadline);
         if left > 0 {
             tracing::warn!(threads = left, "rtsp streams did not end in time and were left behind");
         }

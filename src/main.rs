@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use palisade::app::bench::{self, cameras, outputs};
 use palisade::app::oneshot::{self, DetectArgs, ProbeArgs};
+use palisade::app::reload::Reloads;
 use palisade::app::{self, check, demo, serve, topics};
 use palisade::base::error::{Context, Kind, Result};
 use palisade::base::metrics::Metrics;
@@ -15,6 +16,7 @@ use palisade::base::shutdown::Shutdown;
 use palisade::config::{Decode, LogConfig, LogFormat};
 use palisade::sink::video::serve::{Footage, Login, ServeConfig};
 use palisade::types::{Device, Dtype, Prompt};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// The configuration is wrong (`EX_CONFIG` of sysexits.h); the service manager does not restart on it.
 const EXIT_CONFIG: u8 = 78;
@@ -342,6 +344,13 @@ fn finish(result: Result<usize>) -> ExitCode {
 }
 
 fn run(file: &std::path::Path) -> ExitCode {
+    let (shutdown, reloads) = (Shutdown::new(), Reloads::new(file));
+    // First of all: to a process that does not listen, the order to read the file anew is the order to end.
+    let asked = reloads.clone();
+    if let Err(error) = act_on_signals(&shutdown, move || asked.ask()) {
+        eprintln!("palisade: {}", error.chain());
+        return ExitCode::FAILURE;
+    }
     let config = match check::load(file) {
         Ok(config) => config,
         Err(faults) => {
@@ -349,12 +358,11 @@ fn run(file: &std::path::Path) -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    let shutdown = Shutdown::new();
     if let Err(error) = app::log::start(&config.log) {
         eprintln!("palisade: {}", error.chain());
         return ExitCode::FAILURE;
     }
-    match stop_on_signals(&shutdown, || {}).and_then(|()| app::run(config, &shutdown, &Metrics::new())) {
+    match app::run(config, Some(&reloads), &shutdown, &Metrics::new()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", error.chain());
@@ -483,24 +491,44 @@ const SAME_ORDER: Duration = Duration::from_millis(500);
 
 /// The first signal stops in order, a later one at once, after `last`.
 fn stop_on_signals(shutdown: &Shutdown, last: impl Fn() + Send + 'static) -> Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut stopping = Stopping::new(shutdown);
+    await_signals(move |signal| stopping.step(signal, &last))
+}
+
+/// The same, but for SIGHUP, which does `reload`.
+fn act_on_signals(shutdown: &Shutdown, reload: impl Fn() + Send + 'static) -> Result<()> {
+    let mut stopping = Stopping::new(shutdown);
+    await_signals(move |signal| if signal == SIGHUP { reload() } else { stopping.step(signal, &|| {}) })
+}
+
+/// Orders to stop.
+struct Stopping {
+    shutdown: Shutdown,
+    first: Option<Instant>,
+}
+
+impl Stopping {
+    fn new(shutdown: &Shutdown) -> Self {
+        Self { shutdown: shutdown.clone(), first: None }
+    }
+
+    fn step(&mut self, signal: i32, last: &dyn Fn()) {
+        match self.first {
+            None => self.first = Some(Instant::now()),
+            Some(at) if at.elapsed() < SAME_ORDER => {}
+            Some(_) => {
+                last();
+                std::process::exit(128 + signal);
+            }
+        }
+        self.shutdown.trigger();
+    }
+}
+
+fn await_signals(mut act: impl FnMut(i32) + Send + 'static) -> Result<()> {
     let fail = || "signals cannot be awaited";
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context(Kind::Internal, fail)?;
-    let shutdown = shutdown.clone();
-    let wait = move || {
-        let mut first: Option<Instant> = None;
-        for signal in signals.forever() {
-            match first {
-                None => first = Some(Instant::now()),
-                Some(at) if at.elapsed() < SAME_ORDER => {}
-                Some(_) => {
-                    last();
-                    std::process::exit(128 + signal);
-                }
-            }
-            shutdown.trigger();
-        }
-    };
+    let wait = move || signals.forever().for_each(&mut act);
     // Not joined: it waits for signals as long as the process lives.
     std::thread::Builder::new().name("signals".to_owned()).spawn(wait).context(Kind::Internal, fail)?;
     Ok(())

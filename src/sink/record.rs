@@ -40,7 +40,7 @@ const WAITING_WORDS: usize = 64;
 const FORM: &str = "00000000T000000.000Z.mp4";
 
 /// A camera whose clips are kept.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {
     /// Its id.
     pub camera: CameraId,

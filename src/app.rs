@@ -9,6 +9,7 @@ pub mod oneshot;
 mod portrait;
 pub mod reload;
 pub mod serve;
+pub mod signals;
 pub mod topics;
 
 mod apply;

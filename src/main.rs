@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use palisade::app::bench::{self, cameras, outputs};
 use palisade::app::oneshot::{self, DetectArgs, ProbeArgs};
 use palisade::app::reload::Reloads;
-use palisade::app::{self, check, demo, serve, topics};
+use palisade::app::{self, check, demo, serve, signals, topics};
 use palisade::base::error::{Context, Kind, Result};
 use palisade::base::metrics::Metrics;
 use palisade::base::redact::SecretString;
@@ -16,7 +16,6 @@ use palisade::base::shutdown::Shutdown;
 use palisade::config::{Decode, LogConfig, LogFormat};
 use palisade::sink::video::serve::{Footage, Login, ServeConfig};
 use palisade::types::{Device, Dtype, Prompt};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// The configuration is wrong (`EX_CONFIG` of sysexits.h); the service manager does not restart on it.
 const EXIT_CONFIG: u8 = 78;
@@ -347,7 +346,7 @@ fn run(file: &std::path::Path) -> ExitCode {
     let (shutdown, reloads) = (Shutdown::new(), Reloads::new(file));
     // First of all: to a process that does not listen, the order to read the file anew is the order to end.
     let asked = reloads.clone();
-    if let Err(error) = act_on_signals(&shutdown, move || asked.ask()) {
+    if let Err(error) = signals::stop_or_reload(&shutdown, move || asked.ask()) {
         eprintln!("palisade: {}", error.chain());
         return ExitCode::FAILURE;
     }
@@ -373,7 +372,7 @@ fn run(file: &std::path::Path) -> ExitCode {
 
 fn tail(config: &std::path::Path, json: bool) -> ExitCode {
     let shutdown = Shutdown::new();
-    let tailed = warn_only().and_then(|()| stop_on_signals(&shutdown, || {})).and_then(|()| topics::tail(config, json, &shutdown));
+    let tailed = warn_only().and_then(|()| signals::stop_on_all(&shutdown, || {})).and_then(|()| topics::tail(config, json, &shutdown));
     match tailed {
         Err(error) if error.kind() == Kind::Config => {
             eprintln!("{}", error.chain());
@@ -388,7 +387,7 @@ fn run_demo(samples: &std::path::Path, out: PathBuf) -> Result<usize> {
     let shutdown = Shutdown::new();
     let children = demo::Children::default();
     let to_end = children.clone();
-    stop_on_signals(&shutdown, move || to_end.end())?;
+    signals::stop_on_all(&shutdown, move || to_end.end())?;
     demo::run(samples, out, &children, &shutdown).map(|()| 0)
 }
 
@@ -441,14 +440,14 @@ fn bench_mqtt(args: &BenchMqtt) -> Result<()> {
     warn_only()?;
     let (shutdown, children) = (Shutdown::new(), demo::Children::default());
     let to_end = children.clone();
-    stop_on_signals(&shutdown, move || to_end.end())?;
+    signals::stop_on_all(&shutdown, move || to_end.end())?;
     bench::mqtt::run(&bench::mqtt::MqttArgs { messages: args.messages, durable: !args.volatile, json: args.json }, &children, &shutdown)
 }
 
 fn bench_cameras(args: BenchCameras) -> Result<()> {
     warn_only()?;
     let shutdown = Shutdown::new();
-    stop_on_signals(&shutdown, || {})?;
+    signals::stop_on_all(&shutdown, || {})?;
     let BenchCameras { count, clip, interval, seconds, decode, json } = args;
     cameras::run(&cameras::CamerasArgs { count, clip, interval, time: Duration::from_secs(seconds.into()), decode, json }, &shutdown)
 }
@@ -459,7 +458,7 @@ fn bench_outputs(args: BenchOutputs) -> Result<()> {
         return outputs::watch(uri, count.parse().unwrap_or(1), reads == "true");
     }
     let shutdown = Shutdown::new();
-    stop_on_signals(&shutdown, || {})?;
+    signals::stop_on_all(&shutdown, || {})?;
     outputs::run(&args.clip.unwrap_or_default(), Duration::from_secs(args.seconds.into()), &shutdown)
 }
 
@@ -478,58 +477,10 @@ fn run_serve(args: Serve) -> Result<()> {
         certificate: args.certificate,
     };
     let shutdown = Shutdown::new();
-    stop_on_signals(&shutdown, || {})?;
+    signals::stop_on_all(&shutdown, || {})?;
     serve::run(&config, args.until_eof, &shutdown)
 }
 
 fn warn_only() -> Result<()> {
     app::log::start(&LogConfig { level: "warn".to_owned(), format: LogFormat::Text })
-}
-
-/// Signals this soon after the first are the same order to stop: some tools send theirs to a process and to its group.
-const SAME_ORDER: Duration = Duration::from_millis(500);
-
-/// The first signal stops in order, a later one at once, after `last`.
-fn stop_on_signals(shutdown: &Shutdown, last: impl Fn() + Send + 'static) -> Result<()> {
-    let mut stopping = Stopping::new(shutdown);
-    await_signals(move |signal| stopping.step(signal, &last))
-}
-
-/// The same, but for SIGHUP, which does `reload`.
-fn act_on_signals(shutdown: &Shutdown, reload: impl Fn() + Send + 'static) -> Result<()> {
-    let mut stopping = Stopping::new(shutdown);
-    await_signals(move |signal| if signal == SIGHUP { reload() } else { stopping.step(signal, &|| {}) })
-}
-
-/// Orders to stop.
-struct Stopping {
-    shutdown: Shutdown,
-    first: Option<Instant>,
-}
-
-impl Stopping {
-    fn new(shutdown: &Shutdown) -> Self {
-        Self { shutdown: shutdown.clone(), first: None }
-    }
-
-    fn step(&mut self, signal: i32, last: &dyn Fn()) {
-        match self.first {
-            None => self.first = Some(Instant::now()),
-            Some(at) if at.elapsed() < SAME_ORDER => {}
-            Some(_) => {
-                last();
-                std::process::exit(128 + signal);
-            }
-        }
-        self.shutdown.trigger();
-    }
-}
-
-fn await_signals(mut act: impl FnMut(i32) + Send + 'static) -> Result<()> {
-    let fail = || "signals cannot be awaited";
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context(Kind::Internal, fail)?;
-    let wait = move || signals.forever().for_each(&mut act);
-    // Not joined: it waits for signals as long as the process lives.
-    std::thread::Builder::new().name("signals".to_owned()).spawn(wait).context(Kind::Internal, fail)?;
-    Ok(())
 }

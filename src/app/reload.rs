@@ -225,3 +225,110 @@ fn make_folders<'c>(config: &Config, cameras: impl Iterator<Item = &'c CameraCon
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use super::*;
+
+    const CAMERAS: &str = "[[camera]]\nid = \"a\"\nuri = \"rtsp://cam/1\"\nlabels = [\"cat\"]\n\
+        [[camera]]\nid = \"b\"\nuri = \"rtsp://cam/2\"\nlabels = [\"cat\"]\nrecord = \"events\"\n";
+
+    fn read(text: &str) -> Config {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("palisade.toml");
+        std::fs::write(&file, format!("[model]\npath = \"samples\"\n[record]\ndir = \"clips\"\n[mqtt]\nhost = \"hub\"\n{text}")).unwrap();
+        check::load(&file).unwrap()
+    }
+
+    fn plan(change: impl Fn(&str) -> String) -> Plan {
+        Plan::between(&read(CAMERAS), &read(&change(CAMERAS)))
+    }
+
+    fn ids(ids: &[CameraId]) -> Vec<&str> {
+        ids.iter().map(CameraId::as_str).collect()
+    }
+
+    #[test]
+    fn a_file_that_is_written_otherwise_and_says_the_same_asks_for_nothing() {
+        let plan = plan(|text| format!("# Cameras.\n{}", text.replace("labels = [\"cat\"]", "prompt = \"detect cat\"\ninterval = 1")));
+        assert!(plan.is_empty(), "{plan:?}");
+        assert_eq!(ids(&plan.kept), ["a", "b"]);
+    }
+
+    #[test]
+    fn cameras_come_and_go() {
+        let plan = plan(|text| text.replace("id = \"a\"", "id = \"c\""));
+        assert_eq!((ids(&plan.removed), ids(&plan.kept)), (vec!["a"], vec!["b"]));
+        assert_eq!(plan.added.iter().map(|camera| camera.id.as_str()).collect::<Vec<_>>(), ["c"]);
+        assert!(plan.changed.is_empty() && plan.elsewhere.is_empty() && !plan.is_empty());
+    }
+
+    #[test]
+    fn a_camera_that_changes_is_disturbed_no_more_than_need_be() {
+        let changed = |from: &str, to: &str| {
+            let plan = plan(|text| text.replacen(from, to, 1));
+            assert_eq!((plan.changed.len(), plan.kept.len(), plan.elsewhere.len()), (1, 1, 0), "{plan:?}");
+            let Changed { reconnects, follows, records, .. } = plan.changed[0];
+            [reconnects, follows, records]
+        };
+        assert_eq!(changed("[\"cat\"]", "[\"dog\"]"), [false, false, false]);
+        assert_eq!(changed("labels", "interval = 5\nlabels"), [true, true, false]);
+        assert_eq!(changed("labels", "max_width = 640\nlabels"), [true, false, false]);
+        assert_eq!(changed("labels", "username = \"me\"\nlabels"), [true, false, false]);
+        assert_eq!(changed("cam/1", "cam/3"), [true, true, false]);
+        assert_eq!(changed("labels", "enabled = false\nlabels"), [true, true, false]);
+        assert_eq!(changed("labels", "record = \"events\"\nlabels"), [true, false, true]);
+        assert_eq!(changed("[[camera]]\nid = \"b\"", "[camera.track]\nlost_after = 9\n[[camera]]\nid = \"b\""), [false, true, false]);
+    }
+
+    #[test]
+    fn rules_for_all_are_those_of_each_camera() {
+        let plan = plan(|text| format!("{text}[track]\nconfirm = 2\n"));
+        let how: Vec<_> = plan.changed.iter().map(|changed| (changed.reconnects, changed.follows, changed.records)).collect();
+        assert_eq!(how, [(false, true, false), (true, true, true)], "what is kept ahead of a clip depends on it");
+    }
+
+    #[test]
+    fn the_log_s_level_can_be_changed_and_what_else_differs_is_named() {
+        let level = plan(|text| format!("{text}[log]\nlevel = \"debug\"\n"));
+        assert!(level.level && level.elsewhere.is_empty() && !level.is_empty());
+        let more = "[output.rtsp]\nlisten = \"127.0.0.1:8554\"\n[[output.push]]\nuri = \"rtmp://host/app/{camera}\"\n[output.live]\nencoder = \"va\"\n\
+            [events.snapshots]\ndir = \"out\"\n[console]\n[log]\nformat = \"json\"\n";
+        let plan = plan(|text| format!("{text}{more}"));
+        assert_eq!(plan.elsewhere, ["output.live", "output.rtsp", "output.push", "events.snapshots", "console", "log.format"]);
+        let [record, mqtt] = [("dir = \"clips\"", "dir = \"other\""), ("host = \"hub\"", "host = \"hub\"\nqos = 0")].map(|(from, to)| {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("palisade.toml");
+            let text = format!("[model]\npath = \"samples\"\n[record]\ndir = \"clips\"\n[mqtt]\nhost = \"hub\"\n{CAMERAS}");
+            std::fs::write(&file, text.replace(from, to)).unwrap();
+            Plan::between(&read(CAMERAS), &check::load(&file).unwrap()).elsewhere
+        });
+        assert_eq!((record, mqtt), (vec!["record"], vec!["mqtt"]));
+        let told = refusal(Path::new("p.toml"), &["mqtt"]);
+        assert!(told.starts_with("p.toml: mqtt differs from what runs") && told.ends_with("systemctl restart palisade"), "{told}");
+    }
+
+    #[test]
+    fn another_password_makes_another_camera_and_is_not_printed() {
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("secret");
+        let text = CAMERAS.replacen("labels", &format!("username = \"me\"\npassword_file = {secret:?}\nlabels"), 1);
+        let [old, new] = ["s3cr3t-one", "s3cr3t-two"].map(|password| {
+            std::fs::write(&secret, password).unwrap();
+            read(&text)
+        });
+        let plan = Plan::between(&old, &new);
+        assert!(plan.changed.len() == 1 && plan.changed[0].reconnects && !plan.changed[0].follows);
+        assert!(!format!("{plan:?}{old:?}").contains("s3cr3t"));
+    }
+
+    #[test]
+    fn several_orders_before_the_first_is_obeyed_are_one() {
+        let reloads = Reloads::new(Path::new("palisade.toml"));
+        assert!(!reloads.take());
+        (0..3).for_each(|_| reloads.clone().ask());
+        assert!(reloads.take() && !reloads.take());
+    }
+}

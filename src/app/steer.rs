@@ -392,6 +392,40 @@ mod tests {
     }
 
     #[test]
+    fn another_configuration_overrules_commands_only_where_the_prompt_is_edited() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = claim(folder.path());
+        let [gate, yard] = ["gate", "yard"].map(|id| camera(id, "detect cat"));
+        let steer = Steer::new(&[gate.clone(), yard.clone()], Some(&state)).unwrap();
+        let before = steer.asked(&gate);
+        for id in [&gate.id, &yard.id] {
+            steer.steer(id, &Command::Prompt(Prompt::new("detect bus").unwrap())).unwrap();
+            steer.steer(id, &Command::Detect(false)).unwrap();
+        }
+        let new = camera("new", "detect dog");
+        let off = CameraConfig { enabled: false, ..yard.clone() };
+        steer.adopt(&[gate.clone(), off.clone(), new.clone()]);
+        let asks = |camera: &CameraConfig| (steer.asked(camera).prompt().text().to_owned(), steer.asked(camera).detects());
+        assert_eq!(
+            [asks(&gate), asks(&off), asks(&new)],
+            [("detect bus".into(), false), ("detect bus".into(), false), ("detect dog".into(), true)]
+        );
+        assert!(steer.steer(&yard.id, &Command::Detect(true)).is_err(), "it is disabled");
+        assert!(steer.steer(&new.id, &Command::Detect(true)).unwrap().enabled);
+        // Switched on, it is as it was commanded to be; edited, it is as it is written; gone, it is forgotten.
+        let edited = camera("gate", "detect horse");
+        steer.adopt(&[edited.clone(), yard.clone()]);
+        assert_eq!([asks(&edited), asks(&yard)], [("detect horse".into(), true), ("detect bus".into(), false)]);
+        assert_eq!(before.prompt().text(), "detect horse", "whoever asks already learns it");
+        assert!(steer.steer(&new.id, &Command::Detect(true)).is_err());
+        steer.adopt(&[gate.clone(), yard.clone()]);
+        assert_eq!(asks(&gate), ("detect cat".into(), true), "the edit was taken back, the command stays gone");
+        steer.finish(soon());
+        let written = on_disk(folder.path());
+        assert!(written.contains("yard") && !written.contains("gate") && !written.contains("new"), "{written}");
+    }
+
+    #[test]
     fn in_the_folder_of_another_process_commands_are_neither_found_nor_kept() {
         let folder = tempfile::tempdir().unwrap();
         let gate = camera("gate", "detect cat");

@@ -3,11 +3,13 @@
 pub mod bench;
 pub mod check;
 pub mod demo;
+pub mod doctor;
 mod likeness;
 pub mod log;
 pub mod oneshot;
 mod portrait;
 pub mod serve;
+pub mod status;
 pub mod topics;
 
 mod paint;

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod check;
 pub mod demo;
+pub mod doctor;
 mod likeness;
 pub mod log;
 pub mod oneshot;
@@ -10,6 +11,7 @@ mod portrait;
 pub mod reload;
 pub mod serve;
 pub mod signals;
+pub mod status;
 pub mod topics;
 
 mod apply;

@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 use palisade::app::bench::{self, cameras, outputs};
 use palisade::app::oneshot::{self, DetectArgs, ProbeArgs};
 use palisade::app::reload::Reloads;
-use palisade::app::{self, check, demo, serve, signals, topics};
+use palisade::app::{self, check, demo, doctor, serve, signals, status, topics};
 use palisade::base::error::{Context, Kind, Result};
 use palisade::base::metrics::Metrics;
 use palisade::base::redact::SecretString;
@@ -19,6 +19,9 @@ use palisade::types::{Device, Dtype, Prompt};
 
 /// The configuration is wrong (`EX_CONFIG` of sysexits.h); the service manager does not restart on it.
 const EXIT_CONFIG: u8 = 78;
+
+/// The service's own configuration.
+const SERVICE_CONFIG: &str = "/etc/palisade/palisade.toml";
 
 /// The model for real use: downloaded from the hub at the first start.
 const DEFAULT_MODEL: &str = "google/paligemma2-3b-mix-224";
@@ -44,6 +47,24 @@ enum Command {
         /// The configuration file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+    },
+    /// Ask the running daemon how it is and what its cameras do, over its HTTP server; 1 as exit code where a camera does not run
+    Status {
+        /// The configuration file, with a [console] table
+        #[arg(long, value_name = "FILE", default_value = SERVICE_CONFIG)]
+        config: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at what the daemon needs on this machine: plugins, devices, cameras, model, broker, ports, disks, clock; each with what mends it
+    Doctor {
+        /// The configuration file
+        #[arg(long, value_name = "FILE", default_value = SERVICE_CONFIG)]
+        config: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Look at pictures: print the model's raw answer, the labels, and the boxes in shares (0..1) and pixels
     #[command(group = ArgGroup::new("question").required(true))]
@@ -317,6 +338,8 @@ fn main() -> ExitCode {
                 ExitCode::from(EXIT_CONFIG)
             }
         },
+        Command::Status { config, json } => finish(warn_only().and_then(|()| status::run(&config, json))),
+        Command::Doctor { config, json } => finish(warn_only().and_then(|()| doctor::run(&config, json))),
         Command::Detect(args) => finish(detect(args)),
         Command::Probe(args) => finish(probe(args).map(|()| 0)),
         Command::Bench { what: Bench::Model(args) } => finish(bench_model(args).map(|()| 0)),

@@ -39,7 +39,7 @@ use network::{Input, Network};
 use preprocess::Preprocessor;
 use tokenizer::{Prompts, Tokenizer};
 
-pub use hub::{HubOptions, Progress, resolve};
+pub use hub::{HubOptions, Progress, availability, resolve};
 pub use measure::{FrameTimes, MeasureOptions, Measured, Subject, Work, measure};
 pub use threads::{fix_count as fix_thread_count, keep_memory};
 

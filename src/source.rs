@@ -140,6 +140,17 @@ pub fn init() -> Result<()> {
     gstreamer::init().context(Kind::Pipeline, || "gstreamer cannot start")
 }
 
+/// Whether GStreamer has an element of this name; `init` comes first.
+pub fn has_element(name: &str) -> bool {
+    gstreamer::ElementFactory::find(name).is_some()
+}
+
+/// Whether encrypted cameras can be watched: glib has that from a package of its own.
+pub fn has_tls() -> bool {
+    use gio::prelude::TlsBackendExt;
+    gio::TlsBackend::default().supports_tls()
+}
+
 /// Starts the supervisor `cam-<id>`; it ends at `shutdown` or when a file was played once.
 ///
 /// Counts, each with the camera's id: `frames_in` (that the camera sent), `frames_decoded`, `frames_sampled` (admitted),

@@ -81,7 +81,7 @@ fn every_key_of_the_contract_is_taken() {
          ca_file = \"/etc/ssl/certs/ca.pem\"\nmax_packet = 262144\nbacklog_rate = 1000\nversion = \"3.1.1\"\ncontrol = false\nstate_dir = \"/var/lib/palisade\"\nstats_interval = 60\ndiscovery = true\n\
          discovery_prefix = \"homeassistant\"\nfrigate = false\nfrigate_prefix = \"frigate\"\n[log]\nlevel = \"info\"\nformat = \"auto\"\n"
     );
-    std::fs::write(&file, text).unwrap();
+    std::fs::write(&file, written).unwrap();
     let output = palisade(&["check", "--config", file.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{}", self::text(&output.stderr));
 }
@@ -98,11 +98,11 @@ fn a_key_that_is_not_the_certificates_is_a_fault_with_its_line() {
     }
     let check = |key: &str| {
         let (cert, key, file) = (path("a.pem"), path(key), path("mqtt.toml"));
-        let text = format!(
+        let written = format!(
             "[model]\npath = \"samples/demo-model\"\n[[camera]]\nid = \"a\"\nuri = \"rtsp://127.0.0.1/a\"\nlabels = [\"cat\"]\n\
              [mqtt]\nhost = \"127.0.0.1\"\ntls = true\ncert_file = {cert:?}\nkey_file = {key:?}\n"
         );
-        std::fs::write(&file, text).unwrap();
+        std::fs::write(&file, written).unwrap();
         palisade(&["check", "--config", file.to_str().unwrap()])
     };
     assert_eq!(check("a.key").status.code(), Some(0));
@@ -136,7 +136,7 @@ fn what_a_camera_cannot_be_opened_with_is_a_fault_with_its_line() {
         "[model]\npath = \"samples/demo-model\"\n[[camera]]\nid = \"a\"\npipeline = \"rtspsrc user-pw=s3cr3t ! nosuchelement\"\n\
          labels = [\"cat\"]\n[[camera]]\nid = \"b\"\nuri = \"rtsps://127.0.0.1/a\"\nca_file = {authority:?}\nlabels = [\"cat\"]\n"
     );
-    std::fs::write(&file, text).unwrap();
+    std::fs::write(&file, written).unwrap();
     let output = palisade(&["check", "--config", file.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(78));
     let expected = [
@@ -281,4 +281,64 @@ fn help_names_every_command() {
         assert!(told.contains(command), "{told}");
     }
     assert!(!told.contains("probe"));
+}
+
+#[test]
+fn the_doctor_names_what_is_wrong_and_what_mends_it() {
+    let folder = tempdir().unwrap();
+    let (file, port) = (folder.path().join("ill.toml"), crate::support::broker::free_port());
+    let config = |camera: &str, more: &str| {
+        format!(
+            "[model]\npath = {:?}\n[[camera]]\nid = \"gate\"\nuri = {camera:?}\nprompt = \"detect cat\"\n{more}",
+            repository("samples/demo-model")
+        )
+    };
+    let doctor = |config: &str| {
+        std::fs::write(&file, config).unwrap();
+        let output = palisade(&["doctor", "--json", "--config", file.to_str().unwrap()]);
+        (output.status.code(), serde_json::from_slice::<Value>(&output.stdout).unwrap())
+    };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap();
+    let ill = format!(
+        "[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n[console]\nlisten = \"{taken}\"\n[events.snapshots]\ndir = \"/proc/none\"\n[[output.v4l2]]\ncamera = \"gate\"\ndevice = \"/dev/video77\"\n"
+    );
+    let (code, told) = doctor(&config(&format!("rtsp://127.0.0.1:{port}/a"), &ill));
+    assert_eq!((code, &told["bad"]), (Some(1), &Value::from(5)), "{told:#}");
+    let bad = |subject: &str| {
+        let found =
+            told["findings"].as_array().unwrap().iter().find(|finding| finding["subject"] == subject && finding["verdict"] == "bad");
+        found.unwrap_or_else(|| panic!("{subject}: {told:#}"))["cure"].as_str().unwrap().to_owned()
+    };
+    assert!(bad("camera gate").starts_with("ping 127.0.0.1"));
+    assert!(bad("output.v4l2").contains("modprobe v4l2loopback"));
+    assert!(bad("broker").contains("systemctl status mosquitto"));
+    assert!(bad("console.listen").contains(&format!("sport = :{}", taken.port())));
+    assert!(bad("events.snapshots.dir").contains("/proc/none"));
+
+    let (code, told) = doctor(&config(repository("samples/street.mp4").to_str().unwrap(), ""));
+    assert_eq!((code, &told["bad"]), (Some(0), &Value::from(0)), "{told:#}");
+    let (code, told) = doctor("[model]\nid = \"x\"\n");
+    assert_eq!(code, Some(1));
+    assert!(told["findings"][0]["what"].as_str().unwrap().contains("model.id"), "{told:#}");
+}
+
+#[test]
+fn status_says_where_it_asked_when_nothing_answers() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("palisade.toml");
+    let config = |more: &str| {
+        let written = format!(
+            "[model]\npath = {:?}\n[[camera]]\nid = \"gate\"\nuri = \"rtsp://cam/1\"\nprompt = \"detect cat\"\n{more}",
+            repository("samples/demo-model")
+        );
+        std::fs::write(&file, written).unwrap();
+        let output = palisade(&["status", "--config", file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr)
+    };
+    assert!(config("").contains("has no [console] table"));
+    let port = crate::support::broker::free_port();
+    let told = config(&format!("[console]\nlisten = \"127.0.0.1:{port}\"\n"));
+    assert!(told.contains(&format!("nothing answers at 127.0.0.1:{port}")), "{told}");
 }

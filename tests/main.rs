@@ -18,6 +18,7 @@ mod model;
 mod mqtt;
 mod record;
 mod reload;
+mod secrets;
 mod serve;
 mod source;
 mod support;

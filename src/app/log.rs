@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::{EnvFilter, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
@@ -30,9 +30,7 @@ pub fn start(config: &LogConfig) -> Result<()> {
     };
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match format {
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_timer(Clock).with_writer(std::io::stderr).boxed(),
-        LogFormat::Journald => {
-            tracing_journald::layer().context(Kind::Io, || "log.format is journald, but the journal cannot be reached")?.boxed()
-        }
+        LogFormat::Journald => journal()?.boxed(),
         LogFormat::Auto | LogFormat::Text => {
             let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             fmt::layer().with_target(false).with_timer(Clock).with_ansi(colours).with_writer(std::io::stderr).boxed()
@@ -59,6 +57,27 @@ fn filter(level: &str) -> EnvFilter {
     EnvFilter::new(format!("warn,rumqttc=error,palisade={level}"))
 }
 
+/// The stages, which are modules; what comes from elsewhere is a library's, or the daemon's as a whole.
+const STAGES: [&str; 9] = ["source", "gate", "detect", "track", "annotate", "sink", "mqtt", "model", "console"];
+
+/// The stage that a line comes from, by the module that wrote it.
+fn stage(target: &str) -> &'static str {
+    let module = target.strip_prefix("palisade::").and_then(|path| path.split("::").next()).unwrap_or_default();
+    STAGES.into_iter().find(|stage| *stage == module).unwrap_or("daemon")
+}
+
+/// Lines as entries with fields: `PALISADE_CAMERA` and what else a line carries, and `PALISADE_STAGE`. The layer's own
+/// additions are the same for every line, so there is one for each stage.
+fn journal() -> Result<Vec<Box<dyn Layer<Registry> + Send + Sync>>> {
+    let entries = |name: &'static str| {
+        let layer = tracing_journald::layer().context(Kind::Io, || "log.format is journald, but the journal cannot be reached")?;
+        let layer = layer.with_field_prefix(Some("PALISADE".to_owned())).with_custom_fields([("PALISADE_STAGE", name)]);
+        let own = move |line: &tracing::Metadata<'_>| stage(line.target()) == name;
+        Ok(layer.with_filter(filter_fn(own)).boxed())
+    };
+    STAGES.into_iter().chain(["daemon"]).map(entries).collect()
+}
+
 /// Whether standard error is connected to the journal. The service manager then names the stream's device and inode in
 /// this variable; but everything below a service inherits it, redirected or not, so both are compared.
 fn under_journal() -> bool {
@@ -73,5 +92,23 @@ struct Clock;
 impl FormatTime for Clock {
     fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
         write!(writer, "{}", Utc::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_belongs_to_the_stage_that_wrote_it() {
+        for (target, name) in [
+            ("palisade::mqtt::link", "mqtt"),
+            ("palisade::source", "source"),
+            ("palisade::app::results", "daemon"),
+            ("palisade::mqttx", "daemon"),
+            ("rumqttc::state", "daemon"),
+        ] {
+            assert_eq!(stage(target), name, "{target}");
+        }
     }
 }

@@ -20,6 +20,11 @@ impl Utc {
         Self { millis }
     }
 
+    /// From RFC 3339, such as `2026-11-23T14:03:07.120Z`; other offsets too.
+    pub fn parse(text: &str) -> Option<Self> {
+        text.parse::<jiff::Timestamp>().ok().map(|time| Self { millis: time.as_millisecond() })
+    }
+
     /// Seconds since 1970-01-01T00:00:00Z.
     pub fn epoch(self) -> f64 {
         self.millis as f64 / 1000.0
@@ -69,6 +74,8 @@ mod tests {
         let time = Utc::from_millis(1_795_442_587_120);
         assert_eq!(time.to_string(), "2026-11-23T14:03:07.120Z");
         assert_eq!(time.compact(), "20261123T140307.120Z");
+        assert_eq!(Utc::parse("2026-11-23T15:03:07.12+01:00"), Some(time));
+        assert_eq!(Utc::parse("yesterday"), None);
         assert_eq!(Utc::from_millis(0).to_string(), "1970-01-01T00:00:00.000Z");
         assert!((time.epoch() - 1_795_442_587.120).abs() < 1e-6);
     }

@@ -89,6 +89,31 @@ pub fn resolve(source: &ModelSource, options: &HubOptions) -> Result<Snapshot> {
     }
 }
 
+/// Whether a model is here or can be had, in words; fetches none of its weights.
+///
+/// # Errors
+/// As `resolve`.
+pub fn availability(source: &ModelSource, options: &HubOptions) -> Result<String> {
+    let (id, revision) = match source {
+        ModelSource::Folder(folder) => {
+            return resolve_folder(folder).map(|snapshot| format!("{} is a folder here", snapshot.folder.display()));
+        }
+        ModelSource::Hub { id, revision } => (id, revision.as_deref().unwrap_or("main")),
+    };
+    if options.offline {
+        return resolve_hub(id, revision, options).map(|snapshot| format!("{} is here, and HF_HUB_OFFLINE is set", snapshot.name));
+    }
+    let Some(cache) = &options.cache else { return resolve_hub(id, revision, options).map(|snapshot| snapshot.name) };
+    let repository = Repository::new(cache, id, revision);
+    let fetch = Fetch { client: Client::new(options), repository: &repository, id, revision, options };
+    match (fetch.look("config.json"), repository.find()) {
+        (Ok(_), Some((commit, _))) => Ok(format!("{id}@{commit} is here, and the hub shows it")),
+        (Ok(_), None) => Ok(format!("the hub shows {id}; the first start downloads it to {}", cache.display())),
+        (Err(_), Some((commit, _))) => Ok(format!("{id}@{commit} is here; the hub does not show it now, and need not")),
+        (Err(failure), None) => Err(fetch.sentence(failure)),
+    }
+}
+
 fn resolve_folder(folder: &Path) -> Result<Snapshot> {
     if !folder.is_dir() {
         let what = if folder.exists() { "is not a folder" } else { "does not exist" };

@@ -22,7 +22,13 @@ const TOKEN: &str = "0123456789abcdef+/%";
 
 fn config(token: Option<&str>) -> ConsoleConfig {
     let token = token.map(SecretString::from);
-    ConsoleConfig { listen: "127.0.0.1:0".parse().unwrap(), token, hosts: vec!["nvr.home".to_owned()] }
+    ConsoleConfig {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        token,
+        hosts: vec!["nvr.home".to_owned()],
+        control: false,
+        state_dir: "/nonexistent".into(),
+    }
 }
 
 /// What is seen of one camera, of which nothing comes; files of video end some seconds after the last who asked.

@@ -15,7 +15,7 @@ const STATES = {
 const UNKNOWN = { name: "Unknown", tone: "idle", shows: true };
 
 /** Events that a card shows. */
-const SHOTS = 4;
+const SHOTS = 6;
 /** Between two questions after the node. */
 const NODE = 10_000;
 
@@ -56,18 +56,18 @@ class Card {
     this.none = el("p", { class: "none" });
     this.count = el("span", { class: "muted num" });
     this.strip = el("div", { class: "strip" });
-    this.recent = el("section", { class: "group", hidden: true }, el("div", { class: "bar" }, el("h3", { text: "Last events" }), this.all(id)), this.strip);
+    this.recent = el("section", { class: "recent", hidden: true }, el("div", { class: "bar" }, el("h3", { text: "Last events" }), this.all(id)), this.strip);
     this.rates = el("dl", { class: "rates" });
     this.raw = el("pre", { tabindex: "0", "aria-label": "Last answer" });
     this.answer = el("details", { hidden: true }, el("summary", { text: "Last answer of the model" }), this.raw);
 
     const side = el("div", { class: "side" },
-      el("div", { class: "group" }, el("div", { class: "who" }, this.name, this.chip), this.why),
+      el("div", { class: "group" }, el("div", { class: "who" }, this.name, this.chip, this.screen.tools), this.why),
       this.prompt,
       el("section", { class: "group" },
         el("div", { class: "detect" }, el("div", { class: "row" }, el("h3", { text: "Now" }), this.count), this.toggle), this.switchTrouble, this.objects, this.none),
-      this.recent, this.rates, this.answer);
-    this.element = el("article", { class: "card camera", "aria-labelledby": `${key}-name` }, el("div", { class: "inside" }, this.screen.element, side));
+      this.rates, this.answer);
+    this.element = el("article", { class: "card camera", "aria-labelledby": `${key}-name` }, el("div", { class: "inside" }, this.screen.element, side, this.recent));
     this.element.addEventListener("pointerenter", () => this.screen.focus());
     this.element.addEventListener("focusin", () => this.screen.focus());
     this.update(camera);
@@ -104,10 +104,10 @@ class Card {
     const state = STATES[camera.state] ?? UNKNOWN;
     const told = camera.reason ? sentence(camera.reason) : "";
     const length = camera.since ? `Since ${moment(camera.since)} (${duration(since(camera.since))}).` : "";
-    const why = state.shows || camera.state === "disabled" ? told : [told, length].filter(Boolean).join(" ");
+    // Where there is no picture the reason stands in its place.
+    const why = state.shows ? told : "";
     if (this.why.textContent !== why) this.why.textContent = why;
     this.why.hidden = why === "";
-    this.why.dataset.tone = state.tone;
     this.screen.tick(state, told, length);
     for (const [place, start] of this.ages ?? []) place.textContent = duration(since(start));
   }

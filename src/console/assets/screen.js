@@ -58,7 +58,7 @@ export function plan() {
 export class Screen {
   constructor(camera) {
     this.camera = camera;
-    this.alive = false;
+    this.alive = null;
     this.seen = false;
     this.full = false;
     this.mode = "still";
@@ -67,11 +67,11 @@ export class Screen {
     this.image = el("img", { alt: `What ${camera.id} shows`, decoding: "async" });
     this.video = null;
     this.veil = el("div", { class: "veil", hidden: true });
-    this.rate = el("button", { type: "button", "aria-pressed": "false", text: "Full rate", title: "Video at the camera's own rate, some seconds behind", onclick: () => this.turn() });
-    this.whole = el("button", { type: "button", "aria-label": `${camera.id} on the whole screen`, onclick: () => this.fill() }, icon("full"));
+    this.rate = el("button", { type: "button", class: "small", "aria-pressed": "false", text: "Full rate", title: "Video at the camera's own rate, some seconds behind", onclick: () => this.turn() });
+    this.whole = el("button", { type: "button", class: "small", "aria-label": `${camera.id} on the whole screen`, onclick: () => this.fill() }, icon("full"));
     this.whole.hidden = !document.fullscreenEnabled;
-    this.tools = el("div", { class: "tools" }, this.rate, this.whole);
-    this.element = el("div", { class: "screen" }, this.still, this.image, this.veil, this.tools);
+    this.tools = el("div", { class: "row" }, this.rate, this.whole);
+    this.element = el("div", { class: "screen" }, this.still, this.image, this.veil);
     screens.add(this);
     watcher.observe(this.element);
   }

@@ -140,8 +140,12 @@ export function day(time) {
   return DAY.format(new Date(time));
 }
 
-/** The time of day, and the date where it is another. */
-export const moment = (time) => (day(time) === "Today" ? clock(time) : `${day(time)}, ${clock(time)}`);
+/** The time of day, and the date where it is another; within a sentence. */
+export function moment(time) {
+  const name = day(time);
+  if (name === "Today") return clock(time);
+  return `${name === "Yesterday" ? "yesterday" : name}, ${clock(time)}`;
+}
 
 /** `1 object`, `2 objects`. */
 export const many = (n, one, more = `${one}s`) => `${n} ${n === 1 ? one : more}`;
@@ -347,13 +351,13 @@ export async function node() {
     return null;
   }
   if (!place) return info;
-  const fact = (name, text, title) => el("div", {}, el("dt", { text: name }), el("dd", { text, title }));
+  const fact = (name, text, title, tone) => el("div", {}, el("dt", { text: name }), el("dd", { text, title, "data-tone": tone }));
   const facts = [];
   if (info.node) facts.push(fact("Node", info.node));
   facts.push(fact("Model", info.device ? `${info.model} on ${info.device}` : info.model));
   if (info.mqtt?.enabled) {
     const waiting = info.mqtt.outbox > 0 ? `, ${info.mqtt.outbox} waiting` : "";
-    facts.push(fact("MQTT", (info.mqtt.connected ? "connected" : "not connected") + waiting));
+    facts.push(fact("MQTT", (info.mqtt.connected ? "connected" : "not connected") + waiting, null, info.mqtt.connected ? null : "warn"));
   }
   facts.push(fact("Up", duration(info.uptime_s), `palisade ${info.version}, started ${moment(info.started)}`));
   place.replaceChildren(...facts);

@@ -75,6 +75,7 @@ function changed() {
 async function load(older = false) {
   const mine = ++round;
   const query = asked();
+  at("clear").hidden = query.size === 0;
   query.set("limit", AT_ONCE);
   if (older && cursor) query.set("cursor", cursor);
   list.setAttribute("aria-busy", "true");

@@ -6,11 +6,11 @@ import { Screen, plan } from "/assets/screen.js";
 /** How a state is named, how bad it is, and whether pictures may be expected. */
 const STATES = {
   running: { name: "Running", tone: "ok", shows: true },
-  connecting: { name: "Connecting", tone: "idle", shows: false, veil: "Connecting" },
+  connecting: { name: "Connecting", tone: "idle", shows: false, veil: "Connecting", icon: "camera" },
   stalled: { name: "Stalled", tone: "warn", shows: false, veil: "No pictures" },
   backoff: { name: "Trying again", tone: "warn", shows: false, veil: "Not reached" },
   failed: { name: "Failed", tone: "bad", shows: false, veil: "Failed" },
-  disabled: { name: "Off", tone: "idle", shows: false, veil: "Turned off" },
+  disabled: { name: "Off", tone: "idle", shows: false, veil: "Turned off", timeless: true },
 };
 const UNKNOWN = { name: "Unknown", tone: "idle", shows: true };
 
@@ -198,7 +198,7 @@ class Card {
     this.toggle.setAttribute("aria-checked", String(camera.detect));
     this.toggle.textContent = camera.detect ? "Looking" : "Not looking";
     this.toggle.setAttribute("aria-label", `Look at ${camera.id}`);
-    this.toggle.hidden = !camera.detect_editable && camera.detect;
+    this.toggle.hidden = camera.state === "disabled" || (!camera.detect_editable && camera.detect);
     this.toggle.disabled = !camera.detect_editable || this.switching === true;
   }
 
@@ -234,16 +234,19 @@ class Card {
     this.count.textContent = objects.length > 1 ? String(objects.length) : "";
     this.none.hidden = objects.length > 0;
     const state = STATES[camera.state] ?? UNKNOWN;
-    if (!camera.detect) this.none.textContent = "Pictures are shown, and not looked at.";
+    if (camera.state === "disabled") this.none.textContent = "Not opened: enabled = false in the configuration.";
+    else if (!camera.detect) this.none.textContent = "Pictures are shown, and not looked at.";
     else if (!state.shows) this.none.textContent = "Nothing can be seen.";
     else this.none.textContent = camera.last_look ? "Nothing of what is asked for is there." : "Not looked at yet.";
   }
 
   figures(camera) {
     const fact = (name, text, title) => el("div", { title }, el("dt", { text: name }), el("dd", { text }));
-    const rate = (value) => (typeof value === "number" ? `${value < 10 ? value.toFixed(1) : Math.round(value)} /s` : "–");
+    const rate = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} /s`;
     const ms = (value) => (value >= 10_000 ? `${(value / 1000).toFixed(1)} s` : `${Math.round(value)} ms`);
-    const facts = [fact("Pictures", rate(camera.fps), "pictures that come from the camera"), fact("Looks", rate(camera.looks_per_s), "pictures that the model looks at")];
+    const facts = [];
+    if (typeof camera.fps === "number") facts.push(fact("Pictures", rate(camera.fps), "pictures that come from the camera"));
+    if (typeof camera.looks_per_s === "number") facts.push(fact("Looks", rate(camera.looks_per_s), "pictures that the model looks at"));
     const late = camera.latency_ms;
     if (late) facts.push(fact("A look takes", ms(late.total), `${ms(late.queue)} waiting, ${ms(late.inference)} in the model`));
     if (camera.last_look) facts.push(fact("Last look", clock(camera.last_look)));
@@ -251,6 +254,7 @@ class Card {
     if (camera.dropped > 0) facts.push(fact("Passed over", String(camera.dropped), "pictures that a newer one took the place of"));
     if (camera.reconnects > 0) facts.push(fact("Reconnects", String(camera.reconnects)));
     this.rates.replaceChildren(...facts);
+    this.rates.hidden = facts.length === 0;
   }
 
   // What has been

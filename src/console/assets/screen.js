@@ -92,13 +92,20 @@ export class Screen {
 
   /** What lies over the picture: why there is none. */
   tick(state, told, length) {
-    const notice = this.notice ?? (state.shows ? null : [state.veil, [told, state.veil === "Turned off" ? "" : length].filter(Boolean).join(" ")]);
+    const notice = this.notice ?? (state.shows ? null : [state.veil, told, state.timeless ? "" : length]);
     this.veil.hidden = notice === null;
-    if (notice === null) return this.veil.replaceChildren();
-    if (this.veil.childElementCount === 0) this.veil.append(icon("off"), el("strong"), el("span"));
-    const [, title, text] = this.veil.children;
-    if (title.textContent !== notice[0]) title.textContent = notice[0];
-    if (text.textContent !== notice[1]) text.textContent = notice[1];
+    if (notice === null) {
+      delete this.veil.dataset.title;
+      return this.veil.replaceChildren();
+    }
+    if (this.veil.dataset.title !== notice[0]) {
+      this.veil.dataset.title = notice[0];
+      this.veil.replaceChildren(icon(state.icon ?? "off"), el("strong"), el("span"), el("span"));
+    }
+    [...this.veil.children].slice(1).forEach((line, index) => {
+      const text = notice[index] ?? "";
+      if (line.textContent !== text) line.textContent = text;
+    });
   }
 
   /** This is the one that is looked at. */

@@ -1,5 +1,7 @@
 //! The HTTP server: who may ask, what it bears, and what it shows.
 
+mod api;
+mod document;
 mod watch;
 
 use std::io::Write;
@@ -15,7 +17,7 @@ use palisade::base::metrics::Metrics;
 use palisade::base::redact::SecretString;
 use palisade::config::ConsoleConfig;
 use palisade::config::EncoderKind;
-use palisade::console::{Console, Limits, Screens};
+use palisade::console::{Back, Console, Limits, Screens};
 use palisade::sink::video::{Hls, Jpegs, Live};
 
 const TOKEN: &str = "0123456789abcdef+/%";
@@ -35,7 +37,8 @@ fn config(token: Option<&str>) -> ConsoleConfig {
 fn screens(metrics: &Metrics) -> (Screens, Live) {
     let live = Live::new(&[id()], EncoderKind::X264, Arc::new(Brush(Annotator::new().unwrap())), metrics).unwrap();
     let hls = Hls::with_idle(live.clone(), Duration::from_secs(6), metrics).unwrap();
-    (Screens { jpegs: Jpegs::new(live.clone(), metrics).unwrap(), hls, ready: Arc::new(|| Ok(())) }, live)
+    let back = Back::new(Annotator::new().unwrap(), Arc::new(|_: &str| Vec::new()), metrics);
+    (Screens { jpegs: Jpegs::new(live.clone(), metrics).unwrap(), hls, ready: Arc::new(|| Ok(())), back }, live)
 }
 
 /// A server whose camera has no picture.

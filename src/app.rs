@@ -4,6 +4,7 @@ pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod doctor;
+mod herald;
 mod likeness;
 pub mod log;
 pub mod oneshot;
@@ -22,6 +23,7 @@ mod results;
 mod standing;
 mod steer;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,11 +37,12 @@ use crate::base::shutdown::Shutdown;
 use crate::base::systemd;
 use crate::base::thread;
 use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig, Record, RtspVideo};
-use crate::console::{Console, Limits as ConsoleLimits, Ready, Screens};
+use crate::console::{Back, Console, Limits as ConsoleLimits, Ready, Screens};
 use crate::model::{self, HubOptions, LoadOptions, PaliGemma};
-use crate::mqtt::{self, Mqtt, Patience};
+use crate::mqtt::{self, Mqtt, Patience, Watched};
 use crate::sink::Sink;
 use crate::sink::gallery::Rooms;
+use crate::sink::history::History;
 use crate::sink::record::{Recorded, Recorder};
 use crate::sink::snapshot::SnapshotSink;
 use crate::sink::video::{CustomSink, FileSink, Hls, Jpegs, Live, LiveSink, RtspSink};
@@ -81,14 +84,20 @@ pub fn run(config: Config, reloads: Option<&Reloads>, shutdown: &Shutdown, metri
     let sinks = open_sinks(&config.output, &ids, live.clone(), metrics)?;
     let recorder = open_recorder(&config, metrics)?.map(Arc::new);
     let rooms = config.gallery.as_ref().map(|gallery| Rooms::open(gallery, &ids, metrics)).transpose()?;
+    let history = config.history.as_ref().map(|history| History::start(history, metrics)).transpose()?;
     let standing = Standing::default();
-    let console = open_console(&config, live.as_ref(), standing.ready(shutdown), metrics)?;
+    let back = config.console.is_some().then(|| back(&config, &annotator, history.clone(), metrics));
+    let console = open_console(&config, live.as_ref(), back.as_ref(), standing.ready(shutdown), metrics)?;
     let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
-    let state = config.mqtt.as_ref().and_then(|mqtt| mqtt.state_dir.as_deref()).map(|folder| Arc::new(Claim::new(folder)));
-    let control = config.mqtt.as_ref().is_some_and(|mqtt| mqtt.control);
-    let steer = Arc::new(Steer::new(&config.cameras, state.as_ref().filter(|_| control))?);
-    let mqtt = start_mqtt(&config, state, &steer, &model, metrics)?;
-    let mut daemon = Daemon::start(config, Outputs { annotator, sinks, live, recorder, rooms }, &model, mqtt, &steer, metrics)?;
+    let state = commands_folder(&config).map(|folder| Arc::new(Claim::new(&folder)));
+    let steer = Arc::new(Steer::new(&config.cameras, state.as_ref().filter(|_| is_steered(&config)))?);
+    if let Some(back) = &back {
+        steer.shown_on(&back.board);
+    }
+    let run = back.as_ref().map_or_else(uuid::Uuid::new_v4, |back| back.run);
+    let mqtt = start_mqtt(&config, state, &steer, mqtt::Context { model: model.name().to_owned(), run }, metrics)?;
+    let outputs = Outputs { annotator, sinks, live, recorder, rooms, history, back };
+    let mut daemon = Daemon::start(config, outputs, &model, mqtt, &steer, metrics)?;
     standing.runs(daemon.results());
     systemd::ready();
     systemd::status(&daemon.title());
@@ -131,11 +140,38 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, m
     Ok(sinks)
 }
 
+/// What the console tells of; the cameras are as configured until earlier commands are read.
+fn back(config: &Config, annotator: &Annotator, history: Option<History>, metrics: &Metrics) -> Back {
+    let mut back = Back::new(annotator.clone(), Arc::new(check::faults), metrics);
+    back.history = history;
+    back.clips = config.record.as_ref().map(|record| record.dir.clone());
+    back.snapshots = config.gallery.as_ref().map(|gallery| gallery.dir.clone());
+    for camera in &config.cameras {
+        let (id, prompt, zones) = (camera.id.clone(), camera.prompt.clone(), camera.tracking.zones.clone());
+        back.board.add(Watched { id, prompt, enabled: camera.enabled, zones }, camera.enabled);
+    }
+    back
+}
+
 /// Answers from before the model is loaded on, which may take long.
-fn open_console(config: &Config, live: Option<&Live>, ready: Ready, metrics: &Metrics) -> Result<Option<Console>> {
-    let Some((console, live)) = config.console.clone().zip(live) else { return Ok(None) };
-    let screens = Screens { jpegs: Jpegs::new(live.clone(), metrics)?, hls: Hls::new(live.clone(), metrics)?, ready };
+fn open_console(config: &Config, live: Option<&Live>, back: Option<&Back>, ready: Ready, metrics: &Metrics) -> Result<Option<Console>> {
+    let (Some(console), Some(live), Some(back)) = (config.console.clone(), live, back.cloned()) else { return Ok(None) };
+    let screens = Screens { jpegs: Jpegs::new(live.clone(), metrics)?, hls: Hls::new(live.clone(), metrics)?, ready, back };
     Console::start(console, ConsoleLimits::default(), screens, metrics).map(Some)
+}
+
+/// Where commands are written down, and what else the broker's link keeps.
+fn commands_folder(config: &Config) -> Option<PathBuf> {
+    let steered = config.console.as_ref().filter(|console| console.control);
+    match &config.mqtt {
+        Some(mqtt) => mqtt.state_dir.clone(),
+        None => steered.map(|console| console.state_dir.clone()),
+    }
+}
+
+/// Whether anybody may steer.
+fn is_steered(config: &Config) -> bool {
+    config.mqtt.as_ref().is_some_and(|mqtt| mqtt.control) || config.console.as_ref().is_some_and(|console| console.control)
 }
 
 /// Where clips are to be kept, of those cameras that may be told so later as well.
@@ -194,11 +230,10 @@ fn start_mqtt(
     config: &Config,
     state: Option<Arc<Claim>>,
     steer: &Arc<Steer>,
-    model: &PaliGemma,
+    context: mqtt::Context,
     metrics: &Metrics,
 ) -> Result<Option<Mqtt>> {
     let Some(mqtt) = config.mqtt.clone() else { return Ok(None) };
-    let context = mqtt::Context { model: model.name().to_owned(), run: uuid::Uuid::new_v4() };
     let mqtt = mqtt::start_in(state, mqtt, &steer.watched(), context, metrics, Patience::default())?;
     mqtt.steer(steer.clone());
     Ok(Some(mqtt))

@@ -81,7 +81,7 @@ fn every_key_of_the_contract_is_taken() {
          ca_file = \"/etc/ssl/certs/ca.pem\"\nmax_packet = 262144\nbacklog_rate = 1000\nversion = \"3.1.1\"\ncontrol = false\nstate_dir = \"/var/lib/palisade\"\nstats_interval = 60\ndiscovery = true\n\
          discovery_prefix = \"homeassistant\"\nfrigate = false\nfrigate_prefix = \"frigate\"\n[log]\nlevel = \"info\"\nformat = \"auto\"\n"
     );
-    std::fs::write(&file, written).unwrap();
+    std::fs::write(&file, text).unwrap();
     let output = palisade(&["check", "--config", file.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{}", self::text(&output.stderr));
 }
@@ -136,7 +136,7 @@ fn what_a_camera_cannot_be_opened_with_is_a_fault_with_its_line() {
         "[model]\npath = \"samples/demo-model\"\n[[camera]]\nid = \"a\"\npipeline = \"rtspsrc user-pw=s3cr3t ! nosuchelement\"\n\
          labels = [\"cat\"]\n[[camera]]\nid = \"b\"\nuri = \"rtsps://127.0.0.1/a\"\nca_file = {authority:?}\nlabels = [\"cat\"]\n"
     );
-    std::fs::write(&file, written).unwrap();
+    std::fs::write(&file, text).unwrap();
     let output = palisade(&["check", "--config", file.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(78));
     let expected = [

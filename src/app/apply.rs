@@ -73,6 +73,9 @@ impl Daemon {
         if let Some(live) = &self.wiring.live {
             live.leave(id);
         }
+        if let Some(board) = &self.wiring.board {
+            board.remove(id);
+        }
         if let Some(publisher) = &self.wiring.publisher {
             publisher.leave(id);
         }
@@ -88,6 +91,10 @@ impl Daemon {
         }
         if *follows {
             self.results.follow(&camera.id, results::follow(camera, &self.wiring.steer));
+        }
+        if let Some(board) = &self.wiring.board {
+            board.opened(&camera.id, camera.enabled);
+            board.watched(&self.wiring.steer.told(camera));
         }
         let told = |camera: &CameraConfig| (camera.prompt.clone(), camera.enabled, camera.tracking.zones.clone());
         if let Some(publisher) = &self.wiring.publisher
@@ -105,6 +112,9 @@ impl Daemon {
         self.record(camera);
         if let Some(live) = &self.wiring.live {
             live.enter(&camera.id);
+        }
+        if let Some(board) = &self.wiring.board {
+            board.add(self.wiring.steer.told(camera), camera.enabled);
         }
         if let Some(publisher) = &self.wiring.publisher {
             publisher.enter(&self.wiring.steer.told(camera));

@@ -1,5 +1,6 @@
 //! One camera as the daemon runs it: its place in the mailbox, its source, and what that calls.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use crate::base::metrics::Metrics;
 use crate::base::shutdown::Shutdown;
 use crate::base::sync;
 use crate::config::CameraConfig;
+use crate::console::{Board, Lens};
 use crate::detect::Job;
 use crate::gate::Gate;
 use crate::mqtt::Publisher;
@@ -27,6 +29,7 @@ pub(super) struct Wiring {
     pub(super) publisher: Option<Publisher>,
     pub(super) live: Option<Live>,
     pub(super) recorder: Option<Arc<Recorder>>,
+    pub(super) board: Option<Board>,
     pub(super) metrics: Metrics,
 }
 
@@ -132,19 +135,23 @@ impl Wiring {
         let status = CameraStatus { camera: config.id.clone(), state, reason, since: Utc::now(), fps: 0.0 };
         self.publisher.iter().for_each(|publisher| publisher.camera_status(&status));
         self.live.iter().for_each(|live| live.status(&status));
+        self.board.iter().for_each(|board| board.status(&status));
     }
 
     fn hooks(&self, config: &CameraConfig, putter: Arc<Putter<Job>>, lease: &Lease) -> Hooks {
         let asked = self.steer.asked(config);
         let (noted, publisher, shown, while_it_lasts) = (asked.clone(), self.publisher.clone(), self.live.clone(), lease.clone());
+        let board = self.board.clone();
+        let lens = self.board.as_ref().and_then(|board| board.lens(&config.id)).unwrap_or_default();
         let status = move |status: CameraStatus| {
             while_it_lasts.during(|| {
                 noted.note(status.state);
                 publisher.iter().for_each(|publisher| publisher.camera_status(&status));
                 shown.iter().for_each(|live| live.status(&status));
+                board.iter().for_each(|board| board.status(&status));
             });
         };
-        let mut hooks = hooks(config, asked, putter, lease, status, &self.metrics);
+        let mut hooks = hooks(config, asked, putter, (lease, lens), status, &self.metrics);
         let (live, tape) = (self.live.clone(), self.recorder.as_ref().and_then(|recorder| recorder.tape(&config.id)));
         hooks.raw = live.clone().map(|live| {
             let id = config.id.clone();
@@ -168,26 +175,42 @@ impl Wiring {
     }
 }
 
-/// What a camera's source calls: its gate, its place in the mailbox, and `status`.
+/// What a camera's source calls: its gate, its place in the mailbox, the lens where somebody wants a picture as it is, and `status`.
 pub(super) fn hooks(
     config: &CameraConfig,
     asked: Asked,
     putter: Arc<Putter<Job>>,
-    lease: &Lease,
+    (lease, lens): (&Lease, Lens),
     status: impl FnMut(CameraStatus) + Send + 'static,
     metrics: &Metrics,
 ) -> Hooks {
     let gate = Arc::new(Mutex::new(Gate::new(config.interval, config.motion.clone(), &config.id, metrics)));
     let ahead = gate.clone();
-    let [wanted, admitted] = [asked.clone(), asked.clone()].map(|asked| (asked, lease.clone()));
-    let looks = |(asked, lease): &(Asked, Lease)| asked.detects() && !lease.is_over();
-    let lease = lease.clone();
+    let [wanted, admitted] = [asked.clone(), asked.clone()];
+    let [wished, asked_for] = [lens.clone(), lens.clone()];
+    let [not_before, not_after, lease] = [lease.clone(), lease.clone(), lease.clone()];
+    // Of the frame that was admitted last: whether it is for the model, too.
+    let due = Arc::<AtomicBool>::default();
+    let looked_at = due.clone();
     let dropped = metrics.counter("frames_dropped", config.id.as_str());
     Hooks {
-        wants: Box::new(move |candidate| looks(&wanted) && sync::lock(&ahead).wants(candidate.received)),
-        admit: Box::new(move |candidate, luma| looks(&admitted) && sync::lock(&gate).admit(candidate.received, luma)),
+        wants: Box::new(move |candidate| {
+            !not_before.is_over() && (wished.wants() || (wanted.detects() && sync::lock(&ahead).wants(candidate.received)))
+        }),
+        admit: Box::new(move |candidate, luma| {
+            if not_after.is_over() {
+                return false;
+            }
+            let look = admitted.detects() && sync::lock(&gate).admit(candidate.received, luma);
+            due.store(look, Ordering::Release);
+            look || asked_for.wants()
+        }),
         deliver: Box::new(move |frame| {
-            if lease.is_over() || putter.put(Job { frame, prompt: asked.prompt() }) != Put::Stored {
+            let over = lease.is_over();
+            if !over && lens.wants() {
+                lens.take(&frame);
+            }
+            if looked_at.load(Ordering::Acquire) && (over || putter.put(Job { frame, prompt: asked.prompt() }) != Put::Stored) {
                 dropped.add();
             }
         }),

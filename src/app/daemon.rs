@@ -8,6 +8,7 @@ use crossbeam_channel::bounded;
 
 use crate::annotate::Annotator;
 use crate::app::camera::{Camera, Running, Wiring};
+use crate::app::herald::Herald;
 use crate::app::likeness;
 use crate::app::reload::{Reading, Reloads};
 use crate::app::results::{self, Results, Told};
@@ -19,11 +20,12 @@ use crate::base::shutdown::Shutdown;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
 use crate::config::Config;
-use crate::console::Console;
-use crate::detect::{self, Detector, Drafts, PaliGemmaDetector};
+use crate::console::{Back, Console, Late};
+use crate::detect::{self, Detector, Drafts, Guests, PaliGemmaDetector};
 use crate::model::{Limits, PaliGemma};
-use crate::mqtt::{Mqtt, Publisher};
+use crate::mqtt::Mqtt;
 use crate::sink::gallery::{Draw, Gallery, Rooms};
+use crate::sink::history::History;
 use crate::sink::record::Recorder;
 use crate::sink::video::Live;
 use crate::sink::{Fanout, Sink};
@@ -48,6 +50,9 @@ const CONSOLE_GRACE: Duration = Duration::from_millis(1500);
 /// For the last messages and `offline`.
 const MQTT_GRACE: Duration = Duration::from_millis(1500);
 
+/// For the last rows of the history, once all has ended that there is to tell.
+const HISTORY_GRACE: Duration = Duration::from_millis(500);
+
 /// Where what was seen goes, beside the broker.
 pub(super) struct Outputs {
     pub(super) annotator: Annotator,
@@ -55,6 +60,8 @@ pub(super) struct Outputs {
     pub(super) live: Option<Live>,
     pub(super) recorder: Option<Arc<Recorder>>,
     pub(super) rooms: Option<Rooms>,
+    pub(super) history: Option<History>,
+    pub(super) back: Option<Back>,
 }
 
 /// The running stages, in the order of the data.
@@ -67,6 +74,7 @@ pub(super) struct Daemon {
     workers: Vec<Thread>,
     pub(super) results: Results,
     mqtt: Option<Mqtt>,
+    history: Option<History>,
     /// What is in force.
     pub(super) config: Config,
     annotator: Annotator,
@@ -78,7 +86,7 @@ pub(super) struct Daemon {
 impl Daemon {
     pub(super) fn start(
         config: Config,
-        Outputs { annotator, sinks, live, recorder, rooms }: Outputs,
+        Outputs { annotator, sinks, live, recorder, rooms, history, back }: Outputs,
         model: &PaliGemma,
         mqtt: Option<Mqtt>,
         steer: &Arc<Steer>,
@@ -95,14 +103,22 @@ impl Daemon {
         let detectors = (0..config.model.workers).map(detector).collect();
         let followed = config.cameras.iter().map(|camera| (camera.id.clone(), results::follow(camera, steer))).collect();
         let drawn = config.gallery.as_ref().map(|gallery| likeness::draw(gallery, annotator.clone()));
-        let gallery = rooms.zip(drawn).map(|(rooms, draw)| start_gallery(rooms, draw, publisher.clone(), metrics));
-        let told = Told { publisher: publisher.clone(), recorder: recorder.clone(), live: live.clone(), gallery: gallery.transpose()? };
+        let board = back.as_ref().map(|back| back.board.clone());
+        let herald = Herald { publisher: publisher.clone(), history: history.clone(), board: board.clone() };
+        let gallery = rooms.zip(drawn).map(|(rooms, draw)| start_gallery(rooms, draw, herald.clone(), metrics)).transpose()?;
+        let told =
+            Told { publisher: publisher.clone(), recorder: recorder.clone(), live: live.clone(), gallery, board: board.clone(), herald };
         let results = Results::start(found, Fanout::start(sinks, metrics)?, annotator.clone(), followed, told, metrics)?;
-        let workers = detect::start(detectors, max_batch, &jobs, &send, metrics)?;
+        let guests = Guests::new(&jobs, metrics);
+        let workers = detect::start_with(detectors, max_batch, &jobs, &guests, &send, metrics)?;
+        if let Some(back) = &back {
+            let (model, device) = (model.name().to_owned(), model.device());
+            back.loaded(Late { model, device, guests, steering: steer.clone(), publisher: publisher.clone() });
+        }
         // From here on the workers alone hold these: when they end, so does what waits for them.
         drop((send, jobs));
         let (decoders, steer, metrics) = (Decoders::start()?, steer.clone(), metrics.clone());
-        let wiring = Wiring { slots, decoders, steer, publisher, live, recorder, metrics };
+        let wiring = Wiring { slots, decoders, steer, publisher, live, recorder, board, metrics };
         let mut cameras = BTreeMap::new();
         for camera in &config.cameras {
             let Camera { putter, .. } = wiring.place();
@@ -111,7 +127,7 @@ impl Daemon {
             cameras.insert(camera.id.clone(), Camera { putter, running });
         }
         let (model, retired, reading) = (model.name().to_owned(), Vec::new(), None);
-        Ok(Self { cameras, retired, wiring, drafts, workers, results, mqtt, config, annotator, model, reading })
+        Ok(Self { cameras, retired, wiring, drafts, workers, results, mqtt, history, config, annotator, model, reading })
     }
 
     pub(super) fn results(&self) -> &Results {
@@ -205,7 +221,7 @@ impl Daemon {
 
     /// Joins every stage; returns when the stop began.
     pub(super) fn stop(self, shutdown: &Shutdown, console: Option<Console>) -> Instant {
-        let Self { cameras, retired, wiring, workers, results, mqtt, reading, .. } = self;
+        let Self { cameras, retired, wiring, workers, results, mqtt, history, reading, .. } = self;
         let Wiring { slots, decoders, .. } = wiring;
         // With these and the sources the mailbox closes.
         drop(slots);
@@ -234,6 +250,9 @@ impl Daemon {
             );
         }
         results.finish(begin + SINKS_GRACE);
+        if let Some(history) = history {
+            history.finish(Instant::now() + HISTORY_GRACE);
+        }
         if let Some(mqtt) = mqtt {
             mqtt.finish(MQTT_GRACE);
         }
@@ -243,8 +262,7 @@ impl Daemon {
     }
 }
 
-/// Pictures of objects as files; events go to the broker through it, behind the pictures that they name.
-fn start_gallery(rooms: Rooms, draw: Draw, publisher: Option<Publisher>, metrics: &Metrics) -> Result<Gallery> {
-    let tell = move |event: &Event| publisher.iter().for_each(|publisher| publisher.event(event));
-    Gallery::start(rooms, draw, Box::new(tell), metrics)
+/// Pictures of objects as files; events are told through it, behind the pictures that they name.
+fn start_gallery(rooms: Rooms, draw: Draw, herald: Herald, metrics: &Metrics) -> Result<Gallery> {
+    Gallery::start(rooms, draw, Box::new(move |event: &Event| herald.tell(event)), metrics)
 }

@@ -128,6 +128,7 @@ fn elsewhere(old: &Config, new: &Config) -> Vec<&'static str> {
         ("output.v4l2", old_v4l2 != v4l2),
         ("output.custom", old_custom != custom),
         ("record", old.record != new.record),
+        ("events", old.history != new.history),
         ("events.snapshots", old.gallery != new.gallery),
         ("mqtt", old.mqtt != new.mqtt),
         ("console", old.console != new.console),

@@ -90,7 +90,8 @@ fn table(cameras: &[Value], now: Utc) -> String {
 fn row(camera: &Value, now: Utc) -> [String; 8] {
     let text = |key: &str| line(camera[key].as_str().unwrap_or("-"));
     let number = |value: &Value, unit: &str| value.as_f64().map_or_else(|| "-".to_owned(), |number| format!("{number:.1}{unit}"));
-    let since = camera["since"].as_str().and_then(Utc::parse).map_or_else(|| "-".to_owned(), |since| span(now.epoch() - since.epoch()));
+    let since =
+        camera["since"].as_str().and_then(Utc::from_rfc3339).map_or_else(|| "-".to_owned(), |since| span(now.epoch() - since.epoch()));
     let counts = camera["counts"].as_object();
     let counts: Vec<String> = counts
         .into_iter()
@@ -124,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_camera_that_fails_says_why() {
-        let now = Utc::parse("2026-11-26T10:00:00.000Z").unwrap();
+        let now = Utc::from_rfc3339("2026-11-26T10:00:00.000Z").unwrap();
         let cameras = [
             json!({"id": "street", "state": "running", "reason": null, "since": "2026-11-26T08:00:00.000Z", "fps": 25.0, "looks_per_s": 1.0,
                 "latency_ms": {"total": 41.234}, "counts": {"cat": 2, "dog": 0}, "prompt": "detect cat ; dog"}),

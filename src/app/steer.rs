@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use crate::base::sync;
 use crate::base::thread::{self, Thread};
 use crate::base::whole;
 use crate::config::CameraConfig;
+use crate::console::Board;
 use crate::mqtt::{Command, Steering, Watched};
 use crate::types::{CameraId, CameraState, Prompt, Zone};
 
@@ -73,6 +74,7 @@ pub struct Steer {
     cameras: Mutex<BTreeMap<CameraId, Camera>>,
     orders: Mutex<BTreeMap<String, Order>>,
     keeper: Option<Keeper>,
+    board: OnceLock<Board>,
 }
 
 struct Camera {
@@ -124,7 +126,7 @@ impl Steer {
         if let Some(keeper) = keeper.as_ref().filter(|_| orders.len() < found) {
             keeper.put(to_bytes(&orders)?);
         }
-        Ok(Self { cameras: Mutex::new(cameras), orders: Mutex::new(orders), keeper })
+        Ok(Self { cameras: Mutex::new(cameras), orders: Mutex::new(orders), keeper, board: OnceLock::new() })
     }
 
     /// Takes in another configuration, as a restart would: a camera whose prompt is edited is asked that, and what was
@@ -182,6 +184,13 @@ impl Steer {
         sync::lock(&self.cameras).iter().map(|(id, camera)| watched(id, camera)).collect()
     }
 
+    /// Shows what is in force there from now on.
+    pub fn shown_on(&self, board: &Board) {
+        self.watched().iter().for_each(|watched| board.watched(watched));
+        // Once, by the one who starts the stages.
+        self.board.set(board.clone()).ok();
+    }
+
     fn keep(&self, camera: &CameraId, configured: &Prompt, command: &Command) -> Result<()> {
         let Some(keeper) = &self.keeper else { return Ok(()) };
         let mut orders = sync::lock(&self.orders);
@@ -216,7 +225,9 @@ impl Steering for Steer {
         if let Err(error) = self.keep(camera, &known.configured, command) {
             tracing::warn!(%camera, "a command is not kept: {}", error.chain());
         }
-        Ok(watched(camera, known))
+        let watched = watched(camera, known);
+        self.board.get().into_iter().for_each(|board| board.watched(&watched));
+        Ok(watched)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::base::sync;
 use crate::base::thread::{self, Thread};
 use crate::base::{memory, process};
 use crate::config::{CameraConfig, Decode, Input};
+use crate::console::Lens;
 use crate::detect::Job;
 use crate::source::{self, Decoders, Source};
 use crate::types::{CameraId, Frame, Prompt, TimeSource};
@@ -176,7 +177,7 @@ fn camera(
         decode: args.decode,
         ..CameraConfig::new(id(number)?, Input::Uri(uri.to_owned()), Prompt::new("detect nothing")?)
     };
-    let hooks = hooks(&camera, Asked::of(&camera), Arc::new(putter), &Lease::default(), drop, metrics);
+    let hooks = hooks(&camera, Asked::of(&camera), Arc::new(putter), (&Lease::default(), Lens::default()), drop, metrics);
     source::start(camera, hooks, decoders, metrics, shutdown.clone())
 }
 

@@ -39,7 +39,7 @@ use crate::mqtt::{self, Mqtt, Patience, Publisher};
 use crate::sink::gallery::{Draw, Gallery, Rooms};
 use crate::sink::record::{Recorded, Recorder, Tape};
 use crate::sink::snapshot::SnapshotSink;
-use crate::sink::video::{CustomSink, FileSink, Hls, Jpegs, Live, LiveSink, RtspSink};
+use crate::sink::video::{CustomSink, FileSink, Hls, Jpegs, Live, LiveSink, Painter, RtspSink};
 use crate::sink::{Fanout, Sink};
 use crate::source::{self, Decoders, Hooks, Source, Tapped, WantsRaw};
 use crate::types::{CameraId, CameraState, CameraStatus, Encoded, Event};
@@ -262,7 +262,15 @@ impl Daemon {
         let drawn = config.gallery.as_ref().map(|gallery| likeness::draw(gallery, annotator.clone()));
         let gallery = rooms.zip(drawn).map(|(rooms, draw)| start_gallery(rooms, draw, publisher.clone(), metrics));
         let told = Told { publisher: publisher.clone(), recorder, live: live.clone(), gallery: gallery.transpose()? };
-        let results = Results::start(found, Fanout::start(sinks, metrics)?, annotator, followed, told, metrics)?;
+        let brush: Arc<dyn Painter> = Arc::new(Brush::new(annotator.clone()));
+        let fanout = Fanout::start(sinks, &brush, metrics)?;
+        let (standings, shown) = (fanout.standings(), live.clone());
+        let tell: Tell = Arc::new(move |status| {
+            publisher.iter().for_each(|publisher| publisher.camera_status(status));
+            shown.iter().for_each(|live| live.status(status));
+            standings.tell(status);
+        });
+        let results = Results::start(found, fanout, annotator, followed, told, metrics)?;
         let workers = detect::start(detectors, max_batch, &jobs, &send, metrics)?;
         // From here on the workers alone hold these: when they end, so does what waits for them.
         drop((send, jobs));
@@ -271,7 +279,7 @@ impl Daemon {
         for ((camera, putter), tape) in config.cameras.into_iter().zip(putters).zip(tapes) {
             if camera.enabled {
                 let asked = steer.asked(&camera);
-                match start_source(camera, asked, putter, (tape, live.clone(), publisher.clone()), &decoders, shutdown, metrics) {
+                match start_source(camera, asked, putter, (tape, live.clone(), tell.clone()), &decoders, shutdown, metrics) {
                     Ok(source) => sources.push(source),
                     Err(error) => {
                         // Those that run already are joined as they are dropped, and only the flag ends them.
@@ -280,9 +288,7 @@ impl Daemon {
                     }
                 }
             } else {
-                let status = disabled(&camera.id);
-                publisher.iter().for_each(|publisher| publisher.camera_status(&status));
-                live.iter().for_each(|live| live.status(&status));
+                tell(&disabled(&camera.id));
             }
         }
         Ok(Self { sources, decoders, workers, results, mqtt })
@@ -361,20 +367,22 @@ impl Daemon {
     }
 }
 
+/// Tells everybody who wants to know where a camera stands.
+type Tell = Arc<dyn Fn(&CameraStatus) + Send + Sync>;
+
 fn start_source(
     camera: CameraConfig,
     asked: Asked,
     putter: Putter<Job>,
-    (tape, live, publisher): (Option<Tape>, Option<Live>, Option<Publisher>),
+    (tape, live, tell): (Option<Tape>, Option<Live>, Tell),
     decoders: &Decoders,
     shutdown: &Shutdown,
     metrics: &Metrics,
 ) -> Result<Source> {
-    let (noted, shown) = (asked.clone(), live.clone());
+    let noted = asked.clone();
     let status = move |status: CameraStatus| {
         noted.note(status.state);
-        publisher.iter().for_each(|publisher| publisher.camera_status(&status));
-        shown.iter().for_each(|live| live.status(&status));
+        tell(&status);
     };
     let mut hooks = hooks(&camera, asked, putter, status, metrics);
     hooks.raw = live.clone().map(|live| {

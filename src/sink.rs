@@ -1,5 +1,6 @@
 //! Floor 3: annotated frames go out, clips of what a camera sent, and pictures of its objects. One thread and one short queue
-//! per sink: a slow or failing one drops its own frames, counts them, and disturbs nothing else.
+//! per sink: a slow or failing one drops its own frames, counts them, and disturbs nothing else. Of a camera that is down a sink
+//! gets slates, where it wants some.
 
 pub mod gallery;
 pub mod record;
@@ -8,6 +9,7 @@ pub mod video;
 
 mod fanout;
 mod shelf;
+mod slates;
 
 use std::sync::Arc;
 
@@ -18,6 +20,7 @@ use crate::base::error::Result;
 use crate::types::CameraId;
 
 pub use fanout::Fanout;
+pub use slates::{Slates, Standings};
 
 /// An annotated picture on its way out. Clones share the pixels.
 #[derive(Clone, Debug)]
@@ -26,7 +29,7 @@ pub struct Picture {
     pub camera: CameraId,
     /// When it was taken.
     pub captured: Utc,
-    /// The analysed frame with boxes and labels drawn.
+    /// The analysed frame with boxes and labels drawn, or a slate.
     pub image: Arc<RgbImage>,
 }
 
@@ -47,6 +50,11 @@ pub trait Sink: Send + 'static {
     /// Says of which cameras pictures are wanted at a moment, so that none need be drawn for nobody. `None`: of all, always.
     fn filter(&self) -> Option<Filter> {
         None
+    }
+
+    /// When slates of cameras that are down come among the pictures.
+    fn slates(&self) -> Slates {
+        Slates::Never
     }
 
     /// Called now and then while no picture comes, for retention.

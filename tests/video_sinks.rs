@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use gstreamer::prelude::*;
 use image::{Rgb, RgbImage};
 
+use crate::live::Brush;
+use palisade::annotate::Annotator;
 use palisade::base::clock::Utc;
 use palisade::base::metrics::Metrics;
 use palisade::config::{CustomConfig, FileConfig, RtspConfig};
-use palisade::sink::video::{CustomSink, FileSink, RtspSink};
+use palisade::sink::video::{CustomSink, FileSink, Painter, RtspSink};
 use palisade::sink::{Fanout, Picture, Sink};
 use palisade::types::CameraId;
 
@@ -302,7 +304,8 @@ fn a_failing_fragment_fails_its_own_pictures_only() {
     // Fails only once it runs, not at its start.
     let dying = custom(1, "videoconvert ! identity error-after=2 ! fakesink".to_owned());
     let sinks: Vec<Box<dyn Sink>> = vec![Box::new(lost), Box::new(dying), Box::new(file_sink(dir.path()))];
-    let fanout = Fanout::start(sinks, &metrics).unwrap();
+    let painter: Arc<dyn Painter> = Arc::new(Brush(Annotator::new().unwrap()));
+    let fanout = Fanout::start(sinks, &painter, &metrics).unwrap();
     let count = |name, sink| metrics.counter(name, sink).get();
     for n in 0..10 {
         fanout.offer(&picture("street", n * 100, (64, 48), RED));

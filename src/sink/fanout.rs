@@ -1,13 +1,16 @@
 //! One thread and one bounded queue per sink.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 
 use crate::base::error::{Error, Kind, Result};
 use crate::base::metrics::{Counter, Metrics};
 use crate::base::thread::{self, Thread};
+use crate::sink::slates::{Slater, Standings};
+use crate::sink::video::Painter;
 use crate::sink::{Filter, Picture, Sink};
 use crate::types::CameraId;
 
@@ -23,6 +26,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Hands every picture to every sink without ever waiting.
 pub struct Fanout {
     lanes: Vec<Lane>,
+    standings: Standings,
 }
 
 struct Lane {
@@ -34,13 +38,20 @@ struct Lane {
 }
 
 impl Fanout {
-    /// Starts a thread for each sink.
+    /// Starts a thread for each sink; `painter` draws their slates.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(sinks: Vec<Box<dyn Sink>>, metrics: &Metrics) -> Result<Self> {
-        let lanes = sinks.into_iter().map(|sink| Lane::start(sink, metrics)).collect::<Result<_>>()?;
-        Ok(Self { lanes })
+    pub fn start(sinks: Vec<Box<dyn Sink>>, painter: &Arc<dyn Painter>, metrics: &Metrics) -> Result<Self> {
+        let slaters: Vec<Slater> = sinks.iter().map(|sink| Slater::new(sink.slates(), painter.clone())).collect();
+        let standings = Standings::of(&slaters);
+        let lanes = sinks.into_iter().zip(slaters).map(|(sink, slater)| Lane::start(sink, slater, metrics)).collect::<Result<_>>()?;
+        Ok(Self { lanes, standings })
+    }
+
+    /// What is to be told of how cameras stand.
+    pub fn standings(&self) -> Standings {
+        self.standings.clone()
     }
 
     /// Whether a sink wants pictures of a camera; where none does, nothing need be drawn.
@@ -70,12 +81,12 @@ impl Fanout {
 }
 
 impl Lane {
-    fn start(sink: Box<dyn Sink>, metrics: &Metrics) -> Result<Self> {
+    fn start(sink: Box<dyn Sink>, slater: Slater, metrics: &Metrics) -> Result<Self> {
         let (name, filter) = (sink.name().to_owned(), sink.filter());
         let (queue, pictures) = bounded(QUEUE);
         let counters =
             Counters { written: metrics.counter("sink_frames_written", &name), failed: metrics.counter("sink_frames_failed", &name) };
-        let thread = thread::spawn(format!("sink-{name}"), move || serve(sink, &pictures, &counters))?;
+        let thread = thread::spawn(format!("sink-{name}"), move || serve(sink, slater, &pictures, &counters))?;
         Ok(Self { dropped: metrics.counter("sink_frames_dropped", &name), name, queue, filter, thread })
     }
 
@@ -89,44 +100,65 @@ struct Counters {
     failed: Counter,
 }
 
-fn serve(mut sink: Box<dyn Sink>, pictures: &Receiver<Picture>, counters: &Counters) {
-    let mut told: Option<Instant> = None;
+fn serve(sink: Box<dyn Sink>, mut slater: Slater, pictures: &Receiver<Picture>, counters: &Counters) {
+    let mut writer = Writer { sink, counters, told: None };
     loop {
-        let picture = match pictures.recv_timeout(IDLE) {
-            Ok(picture) => picture,
-            Err(RecvTimeoutError::Timeout) => {
-                sink.tidy();
-                continue;
-            }
-            Err(RecvTimeoutError::Disconnected) => break,
-        };
-        // A panic in a sink is a failed picture like any other.
-        let panicked = |_| Err(Error::new(Kind::Internal, "the sink panicked; this is a defect, please report it"));
-        match catch_unwind(AssertUnwindSafe(|| sink.write(&picture))).unwrap_or_else(panicked) {
-            Ok(()) => counters.written.add(),
-            Err(error) => {
-                counters.failed.add();
-                if told.is_none_or(|at| at.elapsed() >= QUIET) {
-                    tracing::warn!(sink = sink.name(), camera = %picture.camera, failed = counters.failed.get(), "{}", error.chain());
-                    told = Some(Instant::now());
+        slater.turn(Instant::now()).iter().for_each(|slate| writer.write(slate));
+        let due = slater.due();
+        let wait = due.map_or(IDLE, |due| due.saturating_duration_since(Instant::now()));
+        select! {
+            recv(pictures) -> picture => match picture {
+                Ok(picture) => {
+                    slater.seen(&picture, Instant::now());
+                    writer.write(&picture);
                 }
-            }
+                Err(_) => break,
+            },
+            recv(slater.wake()) -> _ => {}
+            default(wait) => if due.is_none() {
+                writer.sink.tidy();
+            },
         }
     }
+    let mut sink = writer.sink;
     if let Err(error) = sink.finish() {
         tracing::error!(sink = sink.name(), "{}", error.chain());
     }
 }
 
+struct Writer<'c> {
+    sink: Box<dyn Sink>,
+    counters: &'c Counters,
+    told: Option<Instant>,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, picture: &Picture) {
+        let Self { sink, counters, told } = self;
+        // A panic in a sink is a failed picture like any other.
+        let panicked = |_| Err(Error::new(Kind::Internal, "the sink panicked; this is a defect, please report it"));
+        match catch_unwind(AssertUnwindSafe(|| sink.write(picture))).unwrap_or_else(panicked) {
+            Ok(()) => counters.written.add(),
+            Err(error) => {
+                counters.failed.add();
+                if told.is_none_or(|at| at.elapsed() >= QUIET) {
+                    tracing::warn!(sink = sink.name(), camera = %picture.camera, failed = counters.failed.get(), "{}", error.chain());
+                    *told = Some(Instant::now());
+                }
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use crossbeam_channel::unbounded;
 
     use super::*;
     use crate::base::clock::Utc;
-    use crate::types::CameraId;
+    use crate::sink::Slates;
+    use crate::sink::slates::tests::Plain;
+    use crate::types::{CameraId, CameraState, CameraStatus};
 
     /// Waits for a token before each write; reports what it saw.
     struct Gated {
@@ -152,6 +184,10 @@ mod tests {
         }
     }
 
+    fn painter() -> Arc<dyn Painter> {
+        Arc::new(Plain)
+    }
+
     fn picture(millis: i64) -> Picture {
         Picture { camera: CameraId::new("a").unwrap(), captured: Utc::from_millis(millis), image: Arc::new(image::RgbImage::new(1, 1)) }
     }
@@ -168,7 +204,7 @@ mod tests {
             Box::new(Gated { name: "slow", tokens, seen: slow_seen }),
             Box::new(Gated { name: "fast", tokens: free_tokens, seen: fast_seen }),
         ];
-        let fanout = Fanout::start(sinks, &metrics).unwrap();
+        let fanout = Fanout::start(sinks, &painter(), &metrics).unwrap();
         for n in 0..20 {
             fanout.offer(&picture(n));
             assert_eq!(fast.recv_timeout(Duration::from_secs(10)), Ok(n));
@@ -186,7 +222,7 @@ mod tests {
         let metrics = Metrics::new();
         let (release, tokens) = unbounded();
         let (seen, written) = unbounded();
-        let fanout = Fanout::start(vec![Box::new(Gated { name: "disk", tokens, seen })], &metrics).unwrap();
+        let fanout = Fanout::start(vec![Box::new(Gated { name: "disk", tokens, seen })], &painter(), &metrics).unwrap();
         for (n, good) in [(1, false), (2, true)] {
             fanout.offer(&picture(n));
             release.send(good).unwrap();
@@ -195,5 +231,51 @@ mod tests {
         assert_eq!(metrics.counter("sink_frames_failed", "disk").get(), 1);
         fanout.finish(Instant::now() + Duration::from_secs(10));
         assert_eq!(metrics.counter("sink_frames_written", "disk").get(), 1);
+    }
+
+    /// Tells of each picture how bright it is.
+    struct Shows(Slates, Sender<u8>);
+
+    impl Sink for Shows {
+        fn name(&self) -> &str {
+            "shows"
+        }
+        fn write(&mut self, picture: &Picture) -> Result<()> {
+            self.1.send(picture.image.get_pixel(1, 1).0[0]).ok();
+            Ok(())
+        }
+        fn slates(&self) -> Slates {
+            self.0
+        }
+        fn finish(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_sink_that_wants_slates_gets_them_beside_its_pictures_and_no_other_does() {
+        let metrics = Metrics::new();
+        let (seen, shown) = unbounded();
+        let (told, plain) = unbounded();
+        let sinks: Vec<Box<dyn Sink>> = vec![Box::new(Shows(Slates::Following, seen)), Box::new(Shows(Slates::Never, told))];
+        let fanout = Fanout::start(sinks, &painter(), &metrics).unwrap();
+        let image = Arc::new(image::RgbImage::from_pixel(8, 8, image::Rgb([200; 3])));
+        let offer = || fanout.offer(&Picture { image: image.clone(), ..picture(0) });
+        let stands = |state| {
+            let status = CameraStatus { camera: picture(0).camera, state, reason: "gone".to_owned(), since: Utc::from_millis(0), fps: 0.0 };
+            fanout.standings().tell(&status);
+        };
+        let next = || shown.recv_timeout(Duration::from_secs(30)).unwrap();
+        offer();
+        assert_eq!(next(), 200);
+        stands(CameraState::Backoff);
+        assert_eq!([next(), next(), next()], [100; 3]);
+        stands(CameraState::Running);
+        offer();
+        // One that says that it is back may be ahead of it.
+        while next() != 200 {}
+        fanout.finish(Instant::now() + Duration::from_secs(10));
+        assert_eq!(shown.iter().count(), 0);
+        assert_eq!(plain.iter().collect::<Vec<_>>(), [200; 2]);
     }
 }

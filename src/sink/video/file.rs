@@ -14,7 +14,7 @@ use crate::config::FileConfig;
 use crate::sink::video::feed::{Feed, Shape};
 use crate::sink::video::lane::{self, Lane};
 use crate::sink::video::{encoder, init, raw};
-use crate::sink::{Picture, Sink};
+use crate::sink::{Picture, Sink, Slates};
 use crate::types::CameraId;
 
 /// The most files of one name: `a.mp4`, `a-2.mp4` to `a-9999.mp4`.
@@ -88,6 +88,11 @@ impl Sink for FileSink {
             (*path, *begun) = (Some(free.clone()), Some(picture.captured));
             open(&free, picture)
         })
+    }
+
+    /// Nobody waits for a file: one slate says why the picture stands still, and it does not grow while nothing happens.
+    fn slates(&self) -> Slates {
+        Slates::Once
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -5,6 +5,7 @@
 
 mod guard;
 mod live;
+mod lobby;
 mod pages;
 mod reply;
 mod server;
@@ -31,7 +32,7 @@ pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// What the server bears of its clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once.
+    /// Connections at once; those that ask for nothing make way for others.
     pub connections: usize,
     /// Streams of pictures at once: some connections remain for the rest.
     pub streams: usize,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use super::{GREY, Viewer, close, until};
 use crate::support::camera::Camera;
@@ -24,7 +25,7 @@ fn brightness(path: &Path) -> Vec<u8> {
     let output = Command::new("ffmpeg")
         .args(["-v", "error", "-i"])
         .arg(path)
-        .args(["-vsync", "passthrough", "-vf", "scale=1:1:flags=area", "-pix_fmt", "gray", "-f", "rawvideo", "-"])
+        .args(["-fps_mode", "passthrough", "-vf", "scale=1:1:flags=area", "-pix_fmt", "gray", "-f", "rawvideo", "-"])
         .output()
         .unwrap();
     output.stdout
@@ -84,13 +85,16 @@ fn a_killed_camera_is_a_slate_to_who_watches_the_analysed_pictures_and_comes_bac
     until("more of each", || viewer.frames() >= frames + 20 && jpegs().len() >= files + 4 && length() > bytes);
     // Who comes now sees it too.
     Viewer::open(&address).until("a slate", dark);
-    let log = || daemon.log();
-    assert!(!log().contains("panic"), "{}", log());
-    // Longer than what is not written down, and through several tries.
-    std::thread::sleep(std::time::Duration::from_secs(5));
+    let film = folder.path().join("cam.mkv");
+    until("a slate in the file", || brightness(&film).iter().any(|value| *value < 100));
 
     camera.restart();
-    viewer.until("the camera again", bright);
+    // The longer it was away the rarer it is tried.
+    let begin = Instant::now();
+    while !viewer.picture().as_ref().is_some_and(bright) {
+        assert!(begin.elapsed() < 4 * PATIENCE, "never the camera again:\n{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
     until("the camera out of the fragment", || newest().as_ref().is_some_and(bright));
     viewer.plays();
     assert!(ffmpeg.0.try_wait().unwrap().is_none(), "ffmpeg was disconnected");
@@ -102,7 +106,7 @@ fn a_killed_camera_is_a_slate_to_who_watches_the_analysed_pictures_and_comes_bac
     drop(ffmpeg);
     daemon.signal("TERM");
     assert!(daemon.wait(PATIENCE).success());
-    let seen = brightness(&folder.path().join("cam.mkv"));
+    let seen = brightness(&film);
     let slates = seen.iter().filter(|value| **value < 100).count();
     assert!(slates == 1 && seen.len() > 6, "{seen:?}");
 }

@@ -168,9 +168,9 @@ fn files_are_cut_by_time_and_by_size_and_the_oldest_go() {
         assert_eq!(names(), stamps);
         assert_eq!(stamps.each_ref().map(frames), [Some(3), Some(2), Some(1)], "{ending}");
 
-        // Noise, of which a picture takes some 30 kB; the oldest files go as the next one begins.
+        // Noise: keyframes of some 110 kB, of which a muxer holds several back. The oldest files go as the next one begins.
         let (mut state, mut noise) = (1_u32, RgbImage::new(640, 480));
-        let config = FileConfig { max_bytes: Some(300_000), keep_bytes: Some(900_000), ..FileConfig::new(config.path) };
+        let config = FileConfig { max_bytes: Some(300_000), keep_bytes: Some(2_000_000), ..FileConfig::new(config.path) };
         let mut sink = FileSink::new(config, &[id("street")], &metrics).unwrap();
         for n in 0..60_i64 {
             noise.iter_mut().for_each(|value| {
@@ -184,7 +184,7 @@ fn files_are_cut_by_time_and_by_size_and_the_oldest_go() {
         let left = names();
         let sizes: Vec<u64> = left.iter().map(|name| std::fs::metadata(folder.join(name)).unwrap().len()).collect();
         assert!(left.len() >= 2 && !left.contains(&stamps[0]), "{left:?} {sizes:?}");
-        assert!(sizes[..sizes.len() - 1].iter().all(|size| (300_000..900_000).contains(size)), "{sizes:?}");
+        assert!(sizes[..sizes.len() - 1].iter().all(|size| (300_000..2_000_000).contains(size)), "{sizes:?}");
         assert!(left.iter().all(|name| frames(name).is_some_and(|frames| frames > 0)), "{left:?}");
         assert!(metrics.counter("video_files_removed", "all").get() >= 3);
     }

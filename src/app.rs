@@ -125,7 +125,7 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, m
         sinks.push(Box::new(SnapshotSink::open(config.clone(), cameras)?));
     }
     if let Some(config) = &config.file {
-        sinks.push(Box::new(FileSink::new(config.clone())?));
+        sinks.push(Box::new(FileSink::new(config.clone(), cameras, metrics)?));
     }
     if let Some(config) = &config.rtsp {
         let shown = live.clone().filter(|_| config.video == RtspVideo::Live);

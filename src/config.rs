@@ -3,6 +3,7 @@
 //! Each stage receives its own struct from here, never the whole `Config`.
 
 mod console;
+mod file;
 mod live;
 mod raw;
 mod reader;
@@ -20,6 +21,7 @@ use crate::types::{CameraId, MinScore, Prompt, Tracking};
 pub use crate::types::{Device, Dtype, ModelSource};
 
 pub use console::{ConsoleConfig, HistoryConfig};
+pub use file::FileConfig;
 pub use live::{EncoderKind, PushConfig, RtspLogin, V4l2Config};
 pub use reader::Fault;
 
@@ -328,7 +330,7 @@ impl GalleryConfig {
 pub struct OutputConfig {
     /// Annotated frames as JPEG files.
     pub snapshots: Option<SnapshotConfig>,
-    /// Annotated video file per camera.
+    /// Annotated video files per camera.
     pub file: Option<FileConfig>,
     /// What encodes live video.
     pub encoder: EncoderKind,
@@ -351,13 +353,6 @@ pub struct SnapshotConfig {
     pub keep: usize,
     /// At most this age.
     pub keep_for: Duration,
-}
-
-/// A fragmented MP4 file.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FileConfig {
-    /// Path in which `{camera}` stands for the camera's id.
-    pub path: String,
 }
 
 /// An RTSP server: `rtsp://ADDRESS/<camera>`.

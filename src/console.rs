@@ -12,6 +12,7 @@ mod events;
 mod guard;
 mod helper;
 mod live;
+mod lobby;
 mod metrics;
 mod pages;
 mod playground;
@@ -54,7 +55,7 @@ pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// What the server bears of its clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once.
+    /// Connections at once; those that ask for nothing make way for others.
     pub connections: usize,
     /// Streams of pictures at once: some connections remain for the rest.
     pub streams: usize,

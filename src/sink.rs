@@ -1,5 +1,6 @@
 //! Floor 3: annotated frames go out, clips of what a camera sent, pictures of its objects and a history of them. One thread and one short queue
-//! per sink: a slow or failing one drops its own frames, counts them, and disturbs nothing else.
+//! per sink: a slow or failing one drops its own frames, counts them, and disturbs nothing else. Of a camera that is down a sink
+//! gets slates, where it wants some.
 
 pub mod gallery;
 pub mod history;
@@ -9,6 +10,7 @@ pub mod video;
 
 mod fanout;
 mod shelf;
+mod slates;
 
 use std::sync::Arc;
 
@@ -20,6 +22,7 @@ use crate::types::CameraId;
 
 pub use fanout::Fanout;
 pub use shelf::make_folder;
+pub use slates::{Slates, Standings};
 
 /// An annotated picture on its way out. Clones share the pixels.
 #[derive(Clone, Debug)]
@@ -28,7 +31,7 @@ pub struct Picture {
     pub camera: CameraId,
     /// When it was taken.
     pub captured: Utc,
-    /// The analysed frame with boxes and labels drawn.
+    /// The analysed frame with boxes and labels drawn, or a slate.
     pub image: Arc<RgbImage>,
 }
 
@@ -67,6 +70,11 @@ pub trait Sink: Send + 'static {
     fn leave(&mut self, camera: &CameraId) -> Result<()> {
         let _ = camera;
         Ok(())
+    }
+
+    /// When slates of cameras that are down come among the pictures.
+    fn slates(&self) -> Slates {
+        Slates::Never
     }
 
     /// Called now and then while no picture comes, for retention.

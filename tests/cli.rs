@@ -75,7 +75,7 @@ fn every_key_of_the_contract_is_taken() {
          transport = \"tcp\"\ndecoder = \"software\"\nmax_width = 1280\nfrozen_after = 60\n\
          [[camera]]\nid = \"gate\"\nuri = \"rtsps://127.0.0.1/a\"\nca_file = {authority:?}\nlabels = [\"cat\"]\n\
          [[camera]]\nid = \"yard\"\npipeline = \"videotestsrc ! videoconvert\"\nlabels = [\"cat\"]\n\
-         [output.snapshots]\ndir = \"out/s\"\nkeep = 1000\nkeep_days = 7\n[output.file]\npath = \"out/{{camera}}.mp4\"\n[output.rtsp]\nlisten = \"127.0.0.1:8554\"\n\
+         [output.snapshots]\ndir = \"out/s\"\nkeep = 1000\nkeep_days = 7\n[output.file]\npath = \"out/{{camera}}/{{time}}.mp4\"\nmax_file = 86400\nmax_mb = 1000\nkeep_days = 7\nkeep_gb = 10\n[output.rtsp]\nlisten = \"127.0.0.1:8554\"\n\
          [[output.custom]]\npipeline = \"videoconvert ! x264enc tune=zerolatency ! mpegtsmux ! udpsink host=127.0.0.1 port=5000\"\n\
          [mqtt]\nhost = \"127.0.0.1\"\nport = 1883\nusername = \"palisade\"\npassword_file = {secret:?}\ntopic_prefix = \"palisade\"\nqos = 1\ntls = false\n\
          ca_file = \"/etc/ssl/certs/ca.pem\"\nmax_packet = 262144\nbacklog_rate = 1000\nversion = \"3.1.1\"\ncontrol = false\nstate_dir = \"/var/lib/palisade\"\nstats_interval = 60\ndiscovery = true\n\

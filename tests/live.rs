@@ -1,5 +1,6 @@
 //! Live video over RTSP: real cameras in processes of their own, real viewers.
 
+mod analysed;
 mod login;
 mod push;
 mod watch;

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use gstreamer::prelude::*;
 use image::{Rgb, RgbImage};
 
+use crate::live::Brush;
+use palisade::annotate::Annotator;
 use palisade::base::clock::Utc;
 use palisade::base::metrics::Metrics;
 use palisade::config::{CustomConfig, FileConfig, RtspConfig};
-use palisade::sink::video::{CustomSink, FileSink, RtspSink};
+use palisade::sink::video::{CustomSink, FileSink, Painter, RtspSink};
 use palisade::sink::{Fanout, Picture, Sink};
 use palisade::types::CameraId;
 
@@ -32,7 +34,11 @@ fn picture(camera: &str, millis: i64, size: (u32, u32), colour: [u8; 3]) -> Pict
 }
 
 fn file_sink(dir: &Path) -> FileSink {
-    FileSink::new(FileConfig { path: format!("{}/out/{{camera}}.mp4", dir.display()) }).unwrap()
+    file_sink_of(FileConfig::new(format!("{}/out/{{camera}}.mp4", dir.display())))
+}
+
+fn file_sink_of(config: FileConfig) -> FileSink {
+    FileSink::new(config, &[id("street")], &Metrics::new()).unwrap()
 }
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {
@@ -116,6 +122,75 @@ fn a_file_that_is_never_finished_is_readable() {
 }
 
 #[test]
+fn a_matroska_file_plays_in_real_time_and_is_readable_when_it_is_never_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = FileConfig::new(format!("{}/{{camera}}.mkv", dir.path().display()));
+    let mut sink = file_sink_of(config.clone());
+    for n in 0..40 {
+        sink.write(&picture("street", n * 500, (321, 240), if n % 2 == 0 { RED } else { BLUE })).unwrap();
+    }
+    let copy = dir.path().join("copy.mkv");
+    until("readable to within two seconds of its end", || {
+        std::fs::copy(dir.path().join("street.mkv"), &copy).unwrap();
+        probe(&copy).is_some_and(|(width, _, frames, _)| frames >= 36 && width == 322)
+    });
+    let shown = frame_after(&copy, 10.4);
+    assert!(close(shown.get_pixel(160, 120), BLUE), "{:?}", shown.get_pixel(160, 120));
+    sink.finish().unwrap();
+    let (_, _, frames, duration) = probe(&dir.path().join("street.mkv")).unwrap();
+    assert!(frames == 40 && (19.5..20.6).contains(&duration), "{frames} {duration}");
+    let times = frame_times(&dir.path().join("street.mkv"));
+    assert!(times.iter().zip(0..).all(|(time, n)| (time - f64::from(n) * 0.5).abs() < 0.02), "{times:?}");
+}
+
+#[test]
+fn files_are_cut_by_time_and_by_size_and_the_oldest_go() {
+    for ending in ["mp4", "mkv"] {
+        let dir = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new();
+        let folder = dir.path().join("street");
+        let names = || {
+            let mut names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names.into_iter().map(|name| name.into_string().unwrap()).collect::<Vec<_>>()
+        };
+        let config = FileConfig {
+            max_file: Duration::from_secs(10),
+            ..FileConfig::new(format!("{}/{{camera}}/{{time}}.{ending}", dir.path().display()))
+        };
+        let mut sink = FileSink::new(config.clone(), &[id("street")], &metrics).unwrap();
+        for at in [0, 5000, 9999, 10_000, 12_000, 31_000] {
+            sink.write(&picture("street", at, (320, 240), RED)).unwrap();
+        }
+        sink.finish().unwrap();
+        let stamps = ["20261123T140307.120Z", "20261123T140317.120Z", "20261123T140338.120Z"].map(|stamp| format!("{stamp}.{ending}"));
+        let frames = |name: &String| probe(&folder.join(name)).map(|(.., frames, _)| frames);
+        assert_eq!(names(), stamps);
+        assert_eq!(stamps.each_ref().map(frames), [Some(3), Some(2), Some(1)], "{ending}");
+
+        // Noise: keyframes of some 110 kB, of which a muxer holds several back. The oldest files go as the next one begins.
+        let (mut state, mut noise) = (1_u32, RgbImage::new(640, 480));
+        let config = FileConfig { max_bytes: Some(300_000), keep_bytes: Some(2_000_000), ..FileConfig::new(config.path) };
+        let mut sink = FileSink::new(config, &[id("street")], &metrics).unwrap();
+        for n in 0..60_i64 {
+            noise.iter_mut().for_each(|value| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                *value = (state >> 24) as u8;
+            });
+            let image = Arc::new(noise.clone());
+            sink.write(&Picture { image, ..picture("street", 60_000 + n * 1000, (1, 1), RED) }).unwrap();
+        }
+        sink.finish().unwrap();
+        let left = names();
+        let sizes: Vec<u64> = left.iter().map(|name| std::fs::metadata(folder.join(name)).unwrap().len()).collect();
+        assert!(left.len() >= 2 && !left.contains(&stamps[0]), "{left:?} {sizes:?}");
+        assert!(sizes[..sizes.len() - 1].iter().all(|size| (300_000..2_000_000).contains(size)), "{sizes:?}");
+        assert!(left.iter().all(|name| frames(name).is_some_and(|frames| frames > 0)), "{left:?}");
+        assert!(metrics.counter("video_files_removed", "all").get() >= 3);
+    }
+}
+
+#[test]
 fn a_file_of_rare_pictures_keeps_all_but_the_last_ones() {
     let dir = tempfile::tempdir().unwrap();
     let mut sink = file_sink(dir.path());
@@ -172,7 +247,7 @@ fn cameras_have_files_of_their_own_and_a_folder_that_cannot_be_is_an_error() {
         assert_eq!(probe(&dir.path().join(format!("out/{camera}.mp4"))).map(|(.., frames, _)| frames), Some(1), "{camera}");
     }
     std::fs::write(dir.path().join("flat"), "a file").unwrap();
-    let mut sink = FileSink::new(FileConfig { path: format!("{}/flat/{{camera}}.mp4", dir.path().display()) }).unwrap();
+    let mut sink = file_sink_of(FileConfig::new(format!("{}/flat/{{camera}}.mp4", dir.path().display())));
     let error = sink.write(&picture("left", 0, (64, 48), RED)).unwrap_err().chain();
     assert!(error.contains("flat"), "{error}");
     assert!(sink.write(&picture("left", 1, (64, 48), RED)).unwrap_err().chain().contains("next try"));
@@ -302,7 +377,8 @@ fn a_failing_fragment_fails_its_own_pictures_only() {
     // Fails only once it runs, not at its start.
     let dying = custom(1, "videoconvert ! identity error-after=2 ! fakesink".to_owned());
     let sinks: Vec<Box<dyn Sink>> = vec![Box::new(lost), Box::new(dying), Box::new(file_sink(dir.path()))];
-    let fanout = Fanout::start(sinks, &metrics).unwrap();
+    let painter: Arc<dyn Painter> = Arc::new(Brush(Annotator::new().unwrap()));
+    let fanout = Fanout::start(sinks, &painter, &metrics).unwrap();
     let count = |name, sink| metrics.counter(name, sink).get();
     for n in 0..10 {
         fanout.offer(&picture("street", n * 100, (64, 48), RED));

@@ -16,6 +16,7 @@ use crate::console::{Board, Lens};
 use crate::detect::Job;
 use crate::gate::Gate;
 use crate::mqtt::Publisher;
+use crate::sink::Standings;
 use crate::sink::record::Recorder;
 use crate::sink::video::Live;
 use crate::source::{self, Decoders, Hooks, Source, Tapped, WantsRaw};
@@ -30,6 +31,7 @@ pub(super) struct Wiring {
     pub(super) live: Option<Live>,
     pub(super) recorder: Option<Arc<Recorder>>,
     pub(super) board: Option<Board>,
+    pub(super) standings: Standings,
     pub(super) metrics: Metrics,
 }
 
@@ -133,22 +135,28 @@ impl Wiring {
     /// Tells where a camera stands that has no source to do so.
     pub(super) fn tell(&self, config: &CameraConfig, state: CameraState, reason: String) {
         let status = CameraStatus { camera: config.id.clone(), state, reason, since: Utc::now(), fps: 0.0 };
-        self.publisher.iter().for_each(|publisher| publisher.camera_status(&status));
-        self.live.iter().for_each(|live| live.status(&status));
-        self.board.iter().for_each(|board| board.status(&status));
+        self.teller()(&status);
+    }
+
+    /// Tells everybody who wants to know where a camera stands.
+    fn teller(&self) -> impl Fn(&CameraStatus) + Send + 'static {
+        let (publisher, live, board, standings) = (self.publisher.clone(), self.live.clone(), self.board.clone(), self.standings.clone());
+        move |status| {
+            publisher.iter().for_each(|publisher| publisher.camera_status(status));
+            live.iter().for_each(|live| live.status(status));
+            board.iter().for_each(|board| board.status(status));
+            standings.tell(status);
+        }
     }
 
     fn hooks(&self, config: &CameraConfig, putter: Arc<Putter<Job>>, lease: &Lease) -> Hooks {
         let asked = self.steer.asked(config);
-        let (noted, publisher, shown, while_it_lasts) = (asked.clone(), self.publisher.clone(), self.live.clone(), lease.clone());
-        let board = self.board.clone();
+        let (noted, tell, while_it_lasts) = (asked.clone(), self.teller(), lease.clone());
         let lens = self.board.as_ref().and_then(|board| board.lens(&config.id)).unwrap_or_default();
         let status = move |status: CameraStatus| {
             while_it_lasts.during(|| {
                 noted.note(status.state);
-                publisher.iter().for_each(|publisher| publisher.camera_status(&status));
-                shown.iter().for_each(|live| live.status(&status));
-                board.iter().for_each(|board| board.status(&status));
+                tell(&status);
             });
         };
         let mut hooks = hooks(config, asked, putter, (lease, lens), status, &self.metrics);

@@ -10,6 +10,7 @@ use crate::annotate::Annotator;
 use crate::app::camera::{Camera, Running, Wiring};
 use crate::app::herald::Herald;
 use crate::app::likeness;
+use crate::app::paint::Brush;
 use crate::app::reload::{Reading, Reloads};
 use crate::app::results::{self, Results, Told};
 use crate::app::steer::Steer;
@@ -27,7 +28,7 @@ use crate::mqtt::Mqtt;
 use crate::sink::gallery::{Draw, Gallery, Rooms};
 use crate::sink::history::History;
 use crate::sink::record::Recorder;
-use crate::sink::video::Live;
+use crate::sink::video::{Live, Painter};
 use crate::sink::{Fanout, Sink};
 use crate::source::Decoders;
 use crate::types::{CameraId, Event};
@@ -108,7 +109,10 @@ impl Daemon {
         let gallery = rooms.zip(drawn).map(|(rooms, draw)| start_gallery(rooms, draw, herald.clone(), metrics)).transpose()?;
         let told =
             Told { publisher: publisher.clone(), recorder: recorder.clone(), live: live.clone(), gallery, board: board.clone(), herald };
-        let results = Results::start(found, Fanout::start(sinks, metrics)?, annotator.clone(), followed, told, metrics)?;
+        let brush: Arc<dyn Painter> = Arc::new(Brush::new(annotator.clone()));
+        let fanout = Fanout::start(sinks, &brush, metrics)?;
+        let standings = fanout.standings();
+        let results = Results::start(found, fanout, annotator.clone(), followed, told, metrics)?;
         let guests = Guests::new(&jobs, metrics);
         let workers = detect::start_with(detectors, max_batch, &jobs, &guests, &send, metrics)?;
         if let Some(back) = &back {
@@ -118,7 +122,7 @@ impl Daemon {
         // From here on the workers alone hold these: when they end, so does what waits for them.
         drop((send, jobs));
         let (decoders, steer, metrics) = (Decoders::start()?, steer.clone(), metrics.clone());
-        let wiring = Wiring { slots, decoders, steer, publisher, live, recorder, board, metrics };
+        let wiring = Wiring { slots, decoders, steer, publisher, live, recorder, board, standings, metrics };
         let mut cameras = BTreeMap::new();
         for camera in &config.cameras {
             let Camera { putter, .. } = wiring.place();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::base::redact::SecretString;
+use crate::base::redact::{ExposeSecret, SecretString};
 use crate::types::CameraId;
 
 /// What encodes live video.
@@ -37,6 +37,14 @@ pub struct PushConfig {
     pub cameras: Vec<CameraId>,
     /// `rtmp:// rtmps:// srt://`, in which `{camera}` stands for the camera's id. It holds the stream's key.
     pub uri: SecretString,
+}
+
+impl PushConfig {
+    /// Each camera's own address.
+    pub fn streams(&self) -> impl Iterator<Item = (&CameraId, SecretString)> {
+        let uri = |camera: &CameraId| SecretString::from(self.uri.expose_secret().replace("{camera}", camera.as_str()));
+        self.cameras.iter().map(move |camera| (camera, uri(camera)))
+    }
 }
 
 /// Live video that is played into a device as if it were a camera's.

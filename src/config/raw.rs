@@ -1,7 +1,9 @@
 //! From the file's text to the checked configuration; every rule about a key stands here, beside the key.
 
 mod camera;
+mod clash;
 mod console;
+mod file;
 mod gallery;
 mod live;
 mod record;
@@ -18,8 +20,8 @@ use crate::base::redact::SecretString;
 use crate::config::reader::{At, Document, Fault, Section};
 use crate::config::scores;
 use crate::config::{
-    CameraConfig, Checks, ClientCertificate, Config, CustomConfig, Device, Dtype, Durable, FileConfig, LogConfig, LogFormat, ModelConfig,
-    ModelSource, MqttConfig, MqttVersion, OutputConfig, SnapshotConfig, TlsConfig,
+    CameraConfig, Checks, ClientCertificate, Config, CustomConfig, Device, Dtype, Durable, LogConfig, LogFormat, ModelConfig, ModelSource,
+    MqttConfig, MqttVersion, OutputConfig, SnapshotConfig, TlsConfig,
 };
 use crate::types::Tracking;
 
@@ -69,6 +71,7 @@ pub(super) fn parse(text: &str, env: Env<'_>, checks: &Checks<'_>) -> Result<Con
     let console = console::table(root.section("console"), outside);
     let (mqtt, log) = (mqtt(root.section("mqtt"), outside), log(root.section("log")));
     let config = Config { model, cameras, output, record, gallery, history, mqtt, console, log };
+    clash::check(&mut root, &config);
     root.finish();
     match document.into_faults() {
         faults if faults.is_empty() => Ok(config),
@@ -189,7 +192,7 @@ fn output(mut section: Section<'_, '_>, several: bool, cameras: Option<&[CameraC
     let (rtsp, encoder) = live::rtsp(section.section("rtsp"), outside);
     let output = OutputConfig {
         snapshots: snapshots(section.section("snapshots")),
-        file: file(section.section("file"), several),
+        file: file::table(section.section("file"), several),
         encoder: live::encoder(section.section("live"), encoder),
         rtsp,
         push: live::pushes(section.sections("push"), cameras, outside),
@@ -227,24 +230,6 @@ fn snapshots(mut section: Section<'_, '_>) -> Option<SnapshotConfig> {
     let keep_for = Duration::from_secs_f64(section.number("keep_days", 0.001..=3650.0, 7.0) * DAY);
     section.finish();
     Some(SnapshotConfig { dir: dir?.value.into(), keep, keep_for })
-}
-
-fn file(mut section: Section<'_, '_>, several: bool) -> Option<FileConfig> {
-    section.exists().then_some(())?;
-    let path = required(&mut section, "path", "a file name such as \"out/{camera}.mp4\"");
-    if let Some(path) = &path
-        && Path::new(&path.value).extension().is_none_or(|extension| extension != "mp4")
-    {
-        section.fault("path", path.offset, &format!("is {:?}; must end in .mp4", path.value));
-    }
-    if let Some(path) = &path
-        && several
-        && !path.value.contains("{camera}")
-    {
-        section.fault("path", path.offset, "lacks {camera}; several cameras cannot share one file");
-    }
-    section.finish();
-    Some(FileConfig { path: path?.value })
 }
 
 fn custom(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<CustomConfig> {

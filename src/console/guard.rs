@@ -23,8 +23,11 @@ use crate::base::redact::ExposeSecret;
 use crate::config::ConsoleConfig;
 use crate::console::reply::Refusal;
 
-/// The cookie by which a browser is known that has logged in.
-pub const COOKIE: &str = "palisade";
+/// The name of the cookie by which a browser is known that has logged in: browsers tell servers apart by their host, not by their
+/// port, and two of ours on one host have two tokens.
+pub fn cookie(local: SocketAddr) -> String {
+    format!("palisade-{}", local.port())
+}
 
 /// Addresses that are open: they tell nothing of the cameras.
 const OPEN: [&str; 3] = ["/healthz", "/readyz", "/login"];
@@ -88,7 +91,7 @@ impl Guard {
         let host = self.host(request, local)?;
         own(request.method(), request.headers(), host)?;
         let Some(secret) = &self.secret else { return Ok(()) };
-        if OPEN.contains(&request.uri().path()) || secret.is_shown(request.headers()) {
+        if OPEN.contains(&request.uri().path()) || secret.is_shown(request.headers(), &cookie(local)) {
             return Ok(());
         }
         Err(Refusal::new(StatusCode::UNAUTHORIZED, "a token is needed: log in at /login, or send the header Authorization: Bearer TOKEN"))
@@ -118,7 +121,7 @@ impl Secret {
     }
 
     /// By a header, or by a cookie. Programs that know a user and a password only show the token as the password.
-    fn is_shown(&self, headers: &HeaderMap) -> bool {
+    fn is_shown(&self, headers: &HeaderMap, cookie: &str) -> bool {
         let bears = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).is_some_and(|value| {
             let Some((scheme, shown)) = value.split_once(' ') else { return false };
             match scheme.to_ascii_lowercase().as_str() {
@@ -128,7 +131,7 @@ impl Secret {
             }
         });
         let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-        let ours = |pair: &str| pair.trim().split_once('=').is_some_and(|(name, value)| name == COOKIE && self.is_cookie(value));
+        let ours = |pair: &str| pair.trim().split_once('=').is_some_and(|(name, value)| name == cookie && self.is_cookie(value));
         bears || cookies.flat_map(|line| line.split(';')).any(ours)
     }
 

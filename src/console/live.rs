@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -36,8 +37,12 @@ const PLAYLIST: Duration = Duration::from_secs(6);
 /// Between two looks at whether it is there.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// The parts of an address, where they are text.
+type At<T> = Result<Path<T>, PathRejection>;
+
 /// `<camera>.mjpeg` or `<camera>.jpg`.
-pub async fn pictures(State(desk): State<Desk>, Path(file): Path<String>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
+pub async fn pictures(State(desk): State<Desk>, path: At<String>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
+    let Path(file) = path?;
     let (name, kind) = file.rsplit_once('.').ok_or(Refusal::NOTHING_HERE)?;
     let stream = match kind {
         "mjpeg" => true,
@@ -50,7 +55,8 @@ pub async fn pictures(State(desk): State<Desk>, Path(file): Path<String>, RawQue
 }
 
 /// `index.m3u8`, or a file that it names.
-pub async fn video(State(desk): State<Desk>, Path((name, file)): Path<(String, String)>) -> Result<Response, Refusal> {
+pub async fn video(State(desk): State<Desk>, path: At<(String, String)>) -> Result<Response, Refusal> {
+    let Path((name, file)) = path?;
     let camera = camera(&desk, &name)?;
     if file == "index.m3u8" {
         return playlist(&desk, &camera).await;

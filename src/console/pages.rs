@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use axum::body::to_bytes;
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use percent_encoding::percent_decode_str;
 
 use crate::console::Desk;
-use crate::console::guard::COOKIE;
+use crate::console::guard::{Local, cookie};
 use crate::console::reply::Refusal;
 
 /// The most of a request's body that is read.
@@ -27,7 +27,7 @@ pub async fn ask(State(desk): State<Desk>) -> Response {
 }
 
 /// A token that was typed in.
-pub async fn login(State(desk): State<Desk>, request: Request) -> Response {
+pub async fn login(State(desk): State<Desk>, Extension(Local(local)): Extension<Local>, request: Request) -> Response {
     let human = wants_page(request.headers());
     let token = match tokio::time::timeout(desk.limits.body, to_bytes(request.into_body(), MOST)).await {
         Ok(Ok(body)) => field(&body, "token"),
@@ -40,8 +40,8 @@ pub async fn login(State(desk): State<Desk>, request: Request) -> Response {
     if !desk.guard.is_closed() {
         return Refusal::new(StatusCode::NOT_FOUND, "there is no token to log in with; console.token_file sets one").into_response();
     }
-    if let Some(cookie) = desk.guard.cookie(token.as_deref().unwrap_or_default()) {
-        let cookie = format!("{COOKIE}={cookie}; Path=/; Max-Age={STAYS}; HttpOnly; SameSite=Strict");
+    if let Some(value) = desk.guard.cookie(token.as_deref().unwrap_or_default()) {
+        let cookie = format!("{}={value}; Path=/; Max-Age={STAYS}; HttpOnly; SameSite=Strict", cookie(local));
         return ([(header::SET_COOKIE, cookie)], Redirect::to("/")).into_response();
     }
     tracing::debug!("somebody tried to log in with a wrong token");
@@ -51,8 +51,8 @@ pub async fn login(State(desk): State<Desk>, request: Request) -> Response {
 }
 
 /// Forgets a browser.
-pub async fn logout() -> Response {
-    let gone = format!("{COOKIE}=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict");
+pub async fn logout(Extension(Local(local)): Extension<Local>) -> Response {
+    let gone = format!("{}=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict", cookie(local));
     ([(header::SET_COOKIE, gone)], Redirect::to("/login")).into_response()
 }
 

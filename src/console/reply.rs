@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
@@ -48,6 +49,13 @@ impl Refusal {
     /// The status.
     pub fn status(&self) -> StatusCode {
         self.status
+    }
+}
+
+impl From<PathRejection> for Refusal {
+    /// Bytes that are no text: no camera has such a name.
+    fn from(_: PathRejection) -> Self {
+        Self::fixed(StatusCode::BAD_REQUEST, "this address is no text; what stands behind each % must be UTF-8")
     }
 }
 

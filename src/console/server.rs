@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::{Extension, Router};
+use axum::{Extension, Router, middleware};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
@@ -22,6 +22,7 @@ use crate::base::metrics::{Counter, Metrics};
 use crate::base::thread::{self, Thread};
 use crate::console::Limits;
 use crate::console::guard::Local;
+use crate::console::lobby::{self, Lobby, Seat};
 
 /// Of a request's head, and of what is written ahead of a client: a viewer that lags must not have pictures pile up here.
 const BUFFER: usize = 64 << 10;
@@ -35,7 +36,10 @@ const BACKLOG: u32 = 64;
 /// Before trying again where the system has no descriptor left.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// For who comes when every place is taken.
+/// For one that has to leave to be gone.
+const LEAVING: Duration = Duration::from_millis(500);
+
+/// For who comes when every place is taken by somebody who is being answered.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 5\r\nConnection: close\r\n\
     Content-Length: 58\r\n\r\n{\"error\": \"there are too many connections; try it later\"}\n";
 
@@ -99,6 +103,7 @@ fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
 
 async fn accept(listener: TcpListener, routes: Router, limits: Limits, stopping: Stopping, refused: Counter) {
     let places = Arc::new(Semaphore::new(limits.connections));
+    let lobby = Arc::<Lobby>::default();
     let mut open = JoinSet::new();
     let mut ended = stopping.clone();
     loop {
@@ -111,7 +116,7 @@ async fn accept(listener: TcpListener, routes: Router, limits: Limits, stopping:
             sleep(PAUSE).await;
             continue;
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
+        let Some(place) = place(&places, &lobby).await else {
             refused.add();
             // As much as the system takes at once: nobody waits for who is refused.
             stream.try_write(FULL).ok();
@@ -119,10 +124,15 @@ async fn accept(listener: TcpListener, routes: Router, limits: Limits, stopping:
         };
         let Ok(local) = stream.local_addr() else { continue };
         stream.set_nodelay(true).ok();
-        let routes = routes.clone().layer(Extension(Local(local)));
+        let seat = lobby.enter();
+        let seated = seat.clone();
+        let noted = middleware::from_fn(move |request, next| lobby::pass(seated.clone(), request, next));
+        let routes = routes.clone().layer(noted).layer(Extension(Local(local)));
         let (stopping, refused) = (stopping.clone(), refused.clone());
         open.spawn(async move {
-            serve(stream, routes, limits, stopping, refused).await;
+            if !serve(stream, routes, &seat, limits, stopping).await && !seat.is_content() {
+                refused.add();
+            }
             drop(place);
         });
     }
@@ -131,9 +141,20 @@ async fn accept(listener: TcpListener, routes: Router, limits: Limits, stopping:
     open.shutdown().await;
 }
 
-/// One connection, until either side ends it.
-async fn serve(stream: TcpStream, routes: Router, limits: Limits, mut stopping: Stopping, refused: Counter) {
-    let io = TokioIo::new(Impatient { stream, most: limits.write, stalled: None });
+/// A place that is free, or that of somebody who asks for nothing.
+async fn place(places: &Arc<Semaphore>, lobby: &Lobby) -> Option<OwnedSemaphorePermit> {
+    if let Ok(place) = places.clone().try_acquire_owned() {
+        return Some(place);
+    }
+    if !lobby.evict() {
+        return None;
+    }
+    timeout(LEAVING, places.clone().acquire_owned()).await.ok()?.ok()
+}
+
+/// One connection, until either side ends it. Returns whether it ended in order.
+async fn serve(stream: TcpStream, routes: Router, seat: &Arc<Seat>, limits: Limits, mut stopping: Stopping) -> bool {
+    let io = TokioIo::new(Impatient { stream, seat: seat.clone(), most: limits.write, stalled: None });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
@@ -142,20 +163,20 @@ async fn serve(stream: TcpStream, routes: Router, limits: Limits, mut stopping: 
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = seat.evicted() => return false,
         () = stopped(&mut stopping) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
     };
     // Those that go in the middle of something are every browser's.
-    if ended.is_err_and(|error| error.is_timeout() || error.is_parse()) {
-        refused.add();
-    }
+    !ended.is_err_and(|error| error.is_timeout() || error.is_parse())
 }
 
 /// A stream whose other end takes something now and then, or is given up.
 struct Impatient {
     stream: TcpStream,
+    seat: Arc<Seat>,
     most: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -174,7 +195,12 @@ impl Impatient {
 
 impl AsyncRead for Impatient {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.seat.heard();
+        }
+        read
     }
 }
 

@@ -132,8 +132,31 @@ pub fn birth_topic(prefix: &str) -> String {
     format!("{prefix}/status")
 }
 
+/// What a message has no room for. It stays in Home Assistant as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lacks {
+    /// Nothing.
+    Nothing,
+    /// The entities of zones.
+    Zones,
+    /// And those of zones that shall go.
+    Removals,
+}
+
+/// The device of a camera with as many of its entities as go into `room` bytes; those that shall go are left out last.
+pub fn fitted(device: &Device<'_>, room: usize) -> (Vec<u8>, Lacks) {
+    let plain = Device { spots: &[], ..*device };
+    for (device, lacks) in [(device, Lacks::Nothing), (&plain, Lacks::Zones)] {
+        let config = config(device);
+        if config.len() <= room {
+            return (config, lacks);
+        }
+    }
+    (config(&Device { left: &[], ..plain }), if device.left.is_empty() { Lacks::Zones } else { Lacks::Removals })
+}
+
 /// The device of a camera with all its entities.
-pub fn config(device: &Device<'_>) -> Vec<u8> {
+fn config(device: &Device<'_>) -> Vec<u8> {
     let version = env!("CARGO_PKG_VERSION");
     let (node, camera) = (device.topics.node(), device.camera);
     let identifier = format!("{node}_{camera}");
@@ -407,5 +430,39 @@ mod tests {
         let [ask, detect] = ["ask", "detect"].map(|key| &value["cmps"][key]);
         assert_eq!((&ask["p"], &ask["command_topic"], &ask["max"]), (&json!("text"), &json!("site/north/street/prompt/set"), &json!(255)));
         assert_eq!((&detect["p"], &detect["command_topic"]), (&json!("switch"), &json!("site/north/street/detect/set")));
+    }
+
+    #[test]
+    fn a_message_that_would_be_too_large_has_the_entities_that_shall_go_and_not_those_of_the_zones() {
+        let (camera, topics) = (CameraId::new("street").unwrap(), Topics::new("palisade"));
+        let label = Label { name: "cat".to_owned(), slug: "cat".to_owned(), key: "cat".to_owned() };
+        let zone = |n: usize| Spot { zone: (format!("zone {n}").into(), format!("zone_{n}")), label: label.clone() };
+        let spots: Vec<Spot> = (0..100).map(zone).collect();
+        let gone: Vec<Pair> = (0..10).map(|n| (format!("lawn_{n}"), "cat".to_owned())).collect();
+        let left: Vec<&Pair> = gone.iter().collect();
+        let labels = [label.clone()];
+        let device = Device {
+            camera: &camera,
+            topics: &topics,
+            model: "a/model",
+            labels: &labels,
+            gone: &[],
+            spots: &spots,
+            left: &left,
+            control: false,
+            snapshots: true,
+        };
+        let holds = |room: usize| {
+            let (config, lacks) = fitted(&device, room);
+            let value: Value = serde_json::from_slice(&config).unwrap();
+            let there =
+                ["zone_occupancy_zone_99-cat", "zone_occupancy_lawn_9-cat", "occupancy_cat"].map(|key| value["cmps"].get(key).is_some());
+            (lacks, there, config.len() <= room)
+        };
+        assert_eq!(holds(256 * 1024), (Lacks::Nothing, [true; 3], true));
+        assert_eq!(holds(32 * 1024), (Lacks::Zones, [false, true, true], true));
+        assert_eq!(holds(1024), (Lacks::Removals, [false, false, true], false));
+        let (_, lacks) = fitted(&Device { left: &[], ..device }, 1024);
+        assert_eq!(lacks, Lacks::Zones, "there are none that shall go");
     }
 }

@@ -12,6 +12,7 @@ use crate::base::sync;
 use crate::config::Durable;
 use crate::mqtt::cameras::{Cameras, Payloads, Watched};
 use crate::mqtt::control::{Command, Control, Heard, Steering};
+use crate::mqtt::discovery::Lacks;
 use crate::mqtt::earlier::Told;
 use crate::mqtt::health::Health;
 use crate::mqtt::link::Incoming;
@@ -183,11 +184,17 @@ impl Publisher {
                 snapshots: self.0.snapshots,
             };
             let topic = discovery::topic(prefix, topics, &watched.id);
-            let mut config = discovery::config(&device);
-            if topic.len() + config.len() + PACKET_OVERHEAD > OWN_PACKET {
+            let (config, lacks) = discovery::fitted(&device, OWN_PACKET.saturating_sub(topic.len() + PACKET_OVERHEAD));
+            if lacks != Lacks::Nothing {
                 let detail = format!("camera {} has {} of them", watched.id, spots.len());
                 self.warn("Home Assistant is not told of the zones: with so many zones and labels no message holds all entities", &detail);
-                config = discovery::config(&discovery::Device { spots: &[], left: &[], ..device });
+            }
+            if lacks == Lacks::Removals {
+                let detail = format!("camera {} had {} of them", watched.id, left.len());
+                self.warn(
+                    "Home Assistant keeps entities of zones that are gone, for no message holds them all; remove them there",
+                    &detail,
+                );
             }
             self.retain(Stage::Discovery, vec![(topic, config)]);
         }

@@ -12,6 +12,8 @@ use crate::base::error::{Error, Kind, Result};
 use crate::base::metrics::{Counter, Metrics};
 use crate::base::sync;
 use crate::base::thread::{self, Thread};
+use crate::sink::slates::{Slater, Standings};
+use crate::sink::video::Painter;
 use crate::sink::{Filter, Picture, Sink};
 use crate::types::CameraId;
 
@@ -27,6 +29,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Hands every picture to every sink without ever waiting.
 pub struct Fanout {
     lanes: Vec<Lane>,
+    standings: Standings,
 }
 
 /// Cameras that came or went.
@@ -44,13 +47,20 @@ struct Lane {
 }
 
 impl Fanout {
-    /// Starts a thread for each sink.
+    /// Starts a thread for each sink; `painter` draws their slates.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(sinks: Vec<Box<dyn Sink>>, metrics: &Metrics) -> Result<Self> {
-        let lanes = sinks.into_iter().map(|sink| Lane::start(sink, metrics)).collect::<Result<_>>()?;
-        Ok(Self { lanes })
+    pub fn start(sinks: Vec<Box<dyn Sink>>, painter: &Arc<dyn Painter>, metrics: &Metrics) -> Result<Self> {
+        let slaters: Vec<Slater> = sinks.iter().map(|sink| Slater::new(sink.slates(), painter.clone())).collect();
+        let standings = Standings::of(&slaters);
+        let lanes = sinks.into_iter().zip(slaters).map(|(sink, slater)| Lane::start(sink, slater, metrics)).collect::<Result<_>>()?;
+        Ok(Self { lanes, standings })
+    }
+
+    /// What is to be told of how cameras stand.
+    pub fn standings(&self) -> Standings {
+        self.standings.clone()
     }
 
     /// Whether a sink wants pictures of a camera; where none does, nothing need be drawn.
@@ -89,7 +99,7 @@ impl Fanout {
 }
 
 impl Lane {
-    fn start(sink: Box<dyn Sink>, metrics: &Metrics) -> Result<Self> {
+    fn start(sink: Box<dyn Sink>, slater: Slater, metrics: &Metrics) -> Result<Self> {
         let (name, filter) = (sink.name().to_owned(), sink.filter());
         let (queue, pictures) = bounded(QUEUE);
         let (bell, rings) = bounded(1);
@@ -97,7 +107,7 @@ impl Lane {
         let told = news.clone();
         let counters =
             Counters { written: metrics.counter("sink_frames_written", &name), failed: metrics.counter("sink_frames_failed", &name) };
-        let thread = thread::spawn(format!("sink-{name}"), move || serve(sink, &pictures, (&rings, &told), &counters))?;
+        let thread = thread::spawn(format!("sink-{name}"), move || serve(sink, slater, &pictures, (&rings, &told), &counters))?;
         Ok(Self { dropped: metrics.counter("sink_frames_dropped", &name), name, queue, news, bell, filter, thread })
     }
 
@@ -111,28 +121,34 @@ struct Counters {
     failed: Counter,
 }
 
-fn serve(sink: Box<dyn Sink>, pictures: &Receiver<Picture>, (rings, news): (&Receiver<()>, &News), counters: &Counters) {
-    let mut server = Server { sink, counters, told: None };
+fn serve(sink: Box<dyn Sink>, slater: Slater, pictures: &Receiver<Picture>, (rings, news): (&Receiver<()>, &News), counters: &Counters) {
+    let mut server = Server { sink, slater, counters, told: None };
     loop {
+        server.slates();
+        let due = server.slater.due();
+        let wait = due.map_or(IDLE, |due| due.saturating_duration_since(Instant::now()));
         select! {
             recv(pictures) -> picture => match picture {
-                Ok(picture) => server.write(&picture),
+                Ok(picture) => server.take(&picture),
                 Err(_) => break,
             },
             recv(rings) -> ring => match ring {
                 Ok(()) => {
                     let news = std::mem::take(&mut *sync::lock(news));
                     // Those of a camera that goes have been offered before.
-                    pictures.try_iter().for_each(|picture| server.write(&picture));
+                    pictures.try_iter().for_each(|picture| server.take(&picture));
                     news.iter().for_each(|(camera, there)| server.tell(camera, *there));
                 }
                 // What waits is still written.
                 Err(_) => {
-                    pictures.iter().for_each(|picture| server.write(&picture));
+                    pictures.iter().for_each(|picture| server.take(&picture));
                     break;
                 }
             },
-            default(IDLE) => server.sink.tidy(),
+            recv(server.slater.wake()) -> _ => {}
+            default(wait) => if due.is_none() {
+                server.sink.tidy();
+            },
         }
     }
     if let Err(error) = server.sink.finish() {
@@ -143,12 +159,23 @@ fn serve(sink: Box<dyn Sink>, pictures: &Receiver<Picture>, (rings, news): (&Rec
 /// A sink in its thread.
 struct Server<'c> {
     sink: Box<dyn Sink>,
+    slater: Slater,
     counters: &'c Counters,
     /// When it was last told that it fails.
     told: Option<Instant>,
 }
 
 impl Server<'_> {
+    fn take(&mut self, picture: &Picture) {
+        self.slater.seen(picture, Instant::now());
+        self.write(picture);
+    }
+
+    fn slates(&mut self) {
+        let slates = self.slater.turn(Instant::now());
+        slates.iter().for_each(|slate| self.write(slate));
+    }
+
     fn write(&mut self, picture: &Picture) {
         // A panic in a sink is a failed picture like any other.
         match catch_unwind(AssertUnwindSafe(|| self.sink.write(picture))).unwrap_or_else(panicked) {
@@ -165,6 +192,9 @@ impl Server<'_> {
     }
 
     fn tell(&mut self, camera: &CameraId, there: bool) {
+        if !there {
+            self.slater.forget(camera);
+        }
         let tell = || if there { self.sink.enter(camera) } else { self.sink.leave(camera) };
         if let Err(error) = catch_unwind(AssertUnwindSafe(tell)).unwrap_or_else(panicked) {
             tracing::error!(sink = self.sink.name(), %camera, "{}", error.chain());
@@ -178,13 +208,13 @@ fn panicked(_: Box<dyn Any + Send>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use crossbeam_channel::unbounded;
 
     use super::*;
     use crate::base::clock::Utc;
-    use crate::types::CameraId;
+    use crate::sink::Slates;
+    use crate::sink::slates::tests::Plain;
+    use crate::types::{CameraId, CameraState, CameraStatus};
 
     /// Waits for a token before each write; reports what it saw.
     struct Gated {
@@ -210,6 +240,10 @@ mod tests {
         }
     }
 
+    fn painter() -> Arc<dyn Painter> {
+        Arc::new(Plain)
+    }
+
     fn picture(millis: i64) -> Picture {
         Picture { camera: CameraId::new("a").unwrap(), captured: Utc::from_millis(millis), image: Arc::new(image::RgbImage::new(1, 1)) }
     }
@@ -226,7 +260,7 @@ mod tests {
             Box::new(Gated { name: "slow", tokens, seen: slow_seen }),
             Box::new(Gated { name: "fast", tokens: free_tokens, seen: fast_seen }),
         ];
-        let fanout = Fanout::start(sinks, &metrics).unwrap();
+        let fanout = Fanout::start(sinks, &painter(), &metrics).unwrap();
         for n in 0..20 {
             fanout.offer(&picture(n));
             assert_eq!(fast.recv_timeout(Duration::from_secs(10)), Ok(n));
@@ -244,7 +278,7 @@ mod tests {
         let metrics = Metrics::new();
         let (release, tokens) = unbounded();
         let (seen, written) = unbounded();
-        let fanout = Fanout::start(vec![Box::new(Gated { name: "disk", tokens, seen })], &metrics).unwrap();
+        let fanout = Fanout::start(vec![Box::new(Gated { name: "disk", tokens, seen })], &painter(), &metrics).unwrap();
         for (n, good) in [(1, false), (2, true)] {
             fanout.offer(&picture(n));
             release.send(good).unwrap();
@@ -253,6 +287,52 @@ mod tests {
         assert_eq!(metrics.counter("sink_frames_failed", "disk").get(), 1);
         fanout.finish(Instant::now() + Duration::from_secs(10));
         assert_eq!(metrics.counter("sink_frames_written", "disk").get(), 1);
+    }
+
+    /// Tells of each picture how bright it is.
+    struct Shows(Slates, Sender<u8>);
+
+    impl Sink for Shows {
+        fn name(&self) -> &str {
+            "shows"
+        }
+        fn write(&mut self, picture: &Picture) -> Result<()> {
+            self.1.send(picture.image.get_pixel(1, 1).0[0]).ok();
+            Ok(())
+        }
+        fn slates(&self) -> Slates {
+            self.0
+        }
+        fn finish(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_sink_that_wants_slates_gets_them_beside_its_pictures_and_no_other_does() {
+        let metrics = Metrics::new();
+        let (seen, shown) = unbounded();
+        let (told, plain) = unbounded();
+        let sinks: Vec<Box<dyn Sink>> = vec![Box::new(Shows(Slates::Following, seen)), Box::new(Shows(Slates::Never, told))];
+        let fanout = Fanout::start(sinks, &painter(), &metrics).unwrap();
+        let image = Arc::new(image::RgbImage::from_pixel(8, 8, image::Rgb([200; 3])));
+        let offer = || fanout.offer(&Picture { image: image.clone(), ..picture(0) });
+        let stands = |state| {
+            let status = CameraStatus { camera: picture(0).camera, state, reason: "gone".to_owned(), since: Utc::from_millis(0), fps: 0.0 };
+            fanout.standings().tell(&status);
+        };
+        let next = || shown.recv_timeout(Duration::from_secs(30)).unwrap();
+        offer();
+        assert_eq!(next(), 200);
+        stands(CameraState::Backoff);
+        assert_eq!([next(), next(), next()], [100; 3]);
+        stands(CameraState::Running);
+        offer();
+        // One that says that it is back may be ahead of it.
+        while next() != 200 {}
+        fanout.finish(Instant::now() + Duration::from_secs(10));
+        assert_eq!(shown.iter().count(), 0);
+        assert_eq!(plain.iter().collect::<Vec<_>>(), [200; 2]);
     }
 
     /// Writes down what it is told, in order.
@@ -283,7 +363,7 @@ mod tests {
     #[test]
     fn a_sink_learns_who_comes_and_goes_behind_the_pictures_of_who_went() {
         let (seen, told) = unbounded();
-        let fanout = Fanout::start(vec![Box::new(Listing(seen))], &Metrics::new()).unwrap();
+        let fanout = Fanout::start(vec![Box::new(Listing(seen))], &painter(), &Metrics::new()).unwrap();
         let id = |id: &str| CameraId::new(id).unwrap();
         let next = || told.recv_timeout(Duration::from_secs(10)).unwrap();
         fanout.tell(&id("b"), true);

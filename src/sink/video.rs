@@ -2,6 +2,7 @@
 //! boxes over RTSP, to servers by RTMP and SRT, into video devices, as files that players fetch, and as JPEGs. Beside them, a
 //! camera to try the daemon on, and a plain pipeline to measure it by.
 
+mod again;
 mod always;
 mod bare;
 mod clip;

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use image::RgbImage;
@@ -322,7 +323,11 @@ fn hls_is_the_one_encoders_video_in_files_that_follow_each_other() {
         assert!(!ffmpeg(&[], path.to_str().unwrap(), &["-f", "null", "-"]).contains("error"), "{number}");
     }
     let picture: PathBuf = folder.path().join("picture.png");
-    ffmpeg(&[], folder.path().join(format!("{}.ts", files[1].0)).to_str().unwrap(), &["-update", "1", picture.to_str().unwrap()]);
+    ffmpeg(
+        &[],
+        folder.path().join(format!("{}.ts", files[1].0)).to_str().unwrap(),
+        &["-fps_mode", "passthrough", "-update", "1", picture.to_str().unwrap()],
+    );
     let picture = image::open(&picture).unwrap().to_rgb8();
     keep(&picture, "hls.png");
     assert!(boxed(&picture));
@@ -350,6 +355,59 @@ fn a_camera_that_is_down_has_files_of_slates_no_longer_than_others() {
 }
 
 #[test]
+fn a_camera_that_stalls_goes_on_in_the_same_row_of_files() {
+    let camera = Camera::launch(GREY);
+    let rig = Rig::start(&camera.uri(), Limits::default());
+    let folder = tempfile::tempdir().unwrap();
+    let (path, still) = (folder.path().join("file.ts"), folder.path().join("file.png"));
+    let list = || {
+        let list = rig.get("/live/cam/index.m3u8");
+        if list.status == 200 { list.text().to_owned() } else { String::new() }
+    };
+    let newest = || listed(&list()).last().map_or(0, |(number, _)| *number);
+    // The last picture of the newest file, and that file's number; not where the file is gone meanwhile.
+    let picture = || -> Option<(u64, RgbImage)> {
+        let number = newest();
+        let file = rig.get(&format!("/live/cam/{number}.ts"));
+        (file.status == 200).then(|| std::fs::write(&path, &file.body).unwrap())?;
+        ffmpeg(&[], path.to_str().unwrap(), &["-fps_mode", "passthrough", "-update", "1", still.to_str().unwrap()]);
+        Some((number, image::open(&still).unwrap().to_rgb8()))
+    };
+    let shows = |grey: u8| move |picture: &RgbImage| close(picture.get_pixel(10, 10), [grey; 3]);
+    // What stands before a row's first file says that another begins.
+    let goes_on = |list: &str| {
+        list.split_once("#EXTINF").is_some_and(|(_, files)| !files.contains("#EXT-X-DISCONTINUITY") && !files.contains("#EXT-X-ENDLIST"))
+    };
+    // A player asks all the time: without one the row ends while the pictures are looked at.
+    let (address, (done, plays)) = (rig.address, std::sync::mpsc::channel::<()>());
+    let player = std::thread::spawn(move || {
+        while plays.recv_timeout(Duration::from_millis(500)) == Err(RecvTimeoutError::Timeout) {
+            ask(address, "GET /live/cam/index.m3u8", &["Host: localhost"]);
+        }
+    });
+    until("the camera", || picture().is_some_and(|(_, picture)| shows(150)(&picture)));
+    camera.stop_signal();
+    until("a slate", || picture().is_some_and(|(_, picture)| shows(50)(&picture)));
+    let from = newest();
+    until("files of slates", || {
+        let (files, list) = (listed(&list()), list());
+        // The row has no gap, and players are told of none; no file is longer than they were promised.
+        assert!(files.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0), "{list}");
+        assert!(files.iter().all(|(_, lasts)| (0.7..=3.0).contains(lasts)), "{list}");
+        assert!(goes_on(&list), "{list}");
+        newest() >= from + 4
+    });
+    let (number, slate) = picture().unwrap();
+    keep(&slate, "hls-slate.png");
+    assert!(shows(50)(&slate) && slate.pixels().any(|pixel| pixel.0.iter().all(|value| *value > 220)), "it says why");
+    camera.cont();
+    until("the camera again", || picture().is_some_and(|(later, picture)| later > number && shows(150)(&picture)));
+    assert!(goes_on(&list()), "{}", list());
+    drop(done);
+    player.join().unwrap();
+}
+
+#[test]
 fn what_is_asked_wrongly_is_told_and_reaches_nothing() {
     let rig = super::Rig::start(None, Limits::default());
     let get = |path: &str| ask(rig.address, &format!("GET {path}"), &["Host: localhost"]);
@@ -374,6 +432,11 @@ fn what_is_asked_wrongly_is_told_and_reaches_nothing() {
         "/live/cam/-1.ts",
     ] {
         assert_eq!(get(path).status, 404, "{path}");
+    }
+    for path in ["/live/%ff.jpg", "/live/%c3%28/index.m3u8", "/live/cam/%80.ts"] {
+        let answer = get(path);
+        let told = "this address is no text; what stands behind each % must be UTF-8";
+        assert_eq!((answer.status, answer.error().as_str()), (400, told), "{path}");
     }
     assert!(get("/live/cam/1.ts").error().starts_with("this part of the video is not there any more"));
     for fps in ["0", "31", "-1", "x", "", "NaN", "1e9"] {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use crate::base::redact::SecretString;
+use crate::base::redact::{ExposeSecret, SecretString};
 use crate::config::raw::{Outside, password, required, secret};
 use crate::config::reader::{At, Section, nearest};
 use crate::config::{CameraConfig, EncoderKind, PushConfig, RtspConfig, RtspLogin, RtspVideo, V4l2Config, uri};
@@ -83,10 +83,19 @@ fn login(section: &mut Section<'_, '_>, outside: &Outside<'_>) -> Option<RtspLog
 
 /// Every `[[output.push]]`.
 pub(super) fn pushes(sections: Vec<Section<'_, '_>>, cameras: Option<&[CameraConfig]>, outside: &Outside<'_>) -> Vec<PushConfig> {
-    sections.into_iter().filter_map(|section| push(section, cameras, outside)).collect()
+    let mut pushes = Vec::new();
+    for section in sections {
+        pushes.extend(push(section, cameras, outside, &pushes));
+    }
+    pushes
 }
 
-fn push(mut section: Section<'_, '_>, cameras: Option<&[CameraConfig]>, outside: &Outside<'_>) -> Option<PushConfig> {
+fn push(
+    mut section: Section<'_, '_>,
+    cameras: Option<&[CameraConfig]>,
+    outside: &Outside<'_>,
+    others: &[PushConfig],
+) -> Option<PushConfig> {
     let text = required(&mut section, "uri", "rtmp://, rtmps:// or srt://");
     let names = section.texts("cameras");
     let none = names.as_ref().is_some_and(|names| names.value.is_empty());
@@ -99,8 +108,16 @@ fn push(mut section: Section<'_, '_>, cameras: Option<&[CameraConfig]>, outside:
     }
     let key = secret(&mut section, "key_file", Some("PALISADE_PUSH_KEY"), outside);
     let uri = text.as_ref().and_then(|text| target(&section, text, chosen.len() > 1, key.as_ref()));
+    let config = uri.filter(|_| !chosen.is_empty()).map(|uri| PushConfig { cameras: chosen.into_iter().collect(), uri });
+    let taken =
+        |uri: &SecretString| others.iter().flat_map(PushConfig::streams).any(|(_, other)| other.expose_secret() == uri.expose_secret());
+    if let Some((text, config)) = text.zip(config.as_ref())
+        && config.streams().any(|(_, uri)| taken(&uri))
+    {
+        section.fault("uri", text.offset, "is that of another output.push too; must be another, for a server takes one stream at each");
+    }
     section.finish();
-    Some(PushConfig { cameras: Some(chosen).filter(|chosen| !chosen.is_empty())?.into_iter().collect(), uri: uri? })
+    config
 }
 
 /// Where it goes. The value is never repeated: it holds the stream's key.

@@ -695,3 +695,43 @@ fn live_video_is_sent_to_servers_and_played_into_devices() {
     let twice = faults(&v4l2(&format!("{twice}[[output.v4l2]]\n{twice}")));
     assert_eq!(twice, ["line 16: output.v4l2[1].device is \"/dev/video10\" once more; a device has room for one camera"]);
 }
+
+#[test]
+fn video_files_are_cut_and_removed_as_it_is_written() {
+    let of = |keys: &str| format!("[model]\nid = \"a/b\"\n{CAMERA}[output.file]\n{keys}");
+    let file = |keys: &str| read(&of(keys)).unwrap().output.file.unwrap();
+    let plain = file("path = \"{camera}.mp4\"");
+    assert_eq!((plain.max_file, plain.max_bytes, plain.keep_for, plain.keep_bytes), (Duration::from_secs(86_400), None, None, None));
+    assert!(!plain.is_mkv() && plain.folder().is_none());
+    let kept = file("path = \"a/b/{camera}/{time}.mkv\"\nmax_file = 60\nmax_mb = 1.5\nkeep_days = 2\nkeep_gb = 3");
+    assert_eq!((kept.max_file, kept.max_bytes), (Duration::from_secs(60), Some(1_500_000)));
+    assert_eq!((kept.keep_for, kept.keep_bytes), (Some(Duration::from_secs(2 * 86_400)), Some(3_000_000_000)));
+    assert!(kept.is_mkv() && kept.folder() == Some("a/b".into()));
+    let faults_of = |keys: &str| faults(&of(keys));
+    assert_eq!(faults_of("path = \"a.avi\""), ["line 8: output.file.path is \"a.avi\"; must end in .mp4 or .mkv"]);
+    assert_eq!(faults_of("path = \"a.mp4\"\nmax_file = 5"), ["line 9: output.file.max_file is 5; must be in 10..=86400"]);
+    let nowhere = "line 9: output.file.keep_gb has no meaning for this path; must stand beside one that ends in /{camera}/{time}.mp4 or \
+                   .mkv, for only such files are removed";
+    assert_eq!(faults_of("path = \"out/{camera}.mp4\"\nkeep_gb = 1"), [nowhere]);
+    let twice = "path = \"/clips/./{camera}/{time}.mp4\"\n[record]\ndir = \"/clips\"";
+    let same = "line 8: output.file.path is in the folder of record.dir, where clips have such names too; must be in another";
+    assert_eq!(faults_of(twice), [same]);
+}
+
+#[test]
+fn what_is_wrong_in_two_tables_together_is_a_fault() {
+    let of = |tables: &str| format!("[model]\nid = \"a/b\"\n{CAMERA}{}{tables}", CAMERA.replace("street", "yard"));
+    let servers = |console: &str| of(&format!("[output.rtsp]\n[console]\nlisten = \"{console}\"\n"));
+    assert!(read(&servers("127.0.0.1:8555")).is_ok());
+    let told = "line 13: console.listen is 127.0.0.1:8554, and output.rtsp.listen is 127.0.0.1:8554; must be another port, for one \
+                server listens on each";
+    assert_eq!(faults(&servers("127.0.0.1:8554")), [told]);
+    let pushes = |one: &str, other: &str| {
+        of(&format!("[[output.push]]\nuri = \"{one}\"\n[[output.push]]\nuri = \"{other}\"\ncameras = [\"yard\"]\n"))
+    };
+    assert!(read(&pushes("rtmp://host/app/{camera}-s3cr3t", "rtmp://host/app/yard")).is_ok());
+    for other in ["rtmp://host/app/{camera}-s3cr3t", "rtmp://host/app/yard-s3cr3t"] {
+        let told = "line 14: output.push[1].uri is that of another output.push too; must be another, for a server takes one stream at each";
+        assert_eq!(faults(&pushes("rtmp://host/app/{camera}-s3cr3t", other)), [told]);
+    }
+}

@@ -3,17 +3,17 @@
 use crate::base::error::Result;
 use crate::base::metrics::Metrics;
 use crate::config::OutputConfig;
+use crate::sink::video::again::Crew;
 use crate::sink::video::live::Live;
-use crate::sink::video::push::Pushes;
-use crate::sink::video::v4l2::Devices;
+use crate::sink::video::{push, v4l2};
 use crate::sink::{Filter, Picture, Sink};
 
 /// Live video that is sent and played, whether or not an RTSP server shows it too. It tells live video of the analysed pictures,
 /// for cameras that have no others.
 pub struct LiveSink {
     live: Live,
-    pushes: Pushes,
-    devices: Devices,
+    pushes: Crew,
+    devices: Crew,
 }
 
 impl LiveSink {
@@ -22,8 +22,8 @@ impl LiveSink {
     /// # Errors
     /// When an element is missing or the system refuses a thread.
     pub fn start(config: &OutputConfig, live: Live, metrics: &Metrics) -> Result<Self> {
-        let pushes = Pushes::start(&config.push, &live, metrics)?;
-        let devices = Devices::start(&config.v4l2, &live, metrics)?;
+        let pushes = push::start(&config.push, &live, metrics)?;
+        let devices = v4l2::start(&config.v4l2, &live, metrics)?;
         Ok(Self { live, pushes, devices })
     }
 }

@@ -10,11 +10,11 @@ use crate::config::CustomConfig;
 use crate::sink::video::feed::{Feed, Shape};
 use crate::sink::video::lane::{self, Lane};
 use crate::sink::video::{init, raw};
-use crate::sink::{Picture, Sink};
+use crate::sink::{Picture, Sink, Slates};
 use crate::types::CameraId;
 
 /// Feeds one pipeline per camera: `video/x-raw,format=RGB,framerate=0/1` of the first picture's size (made even), live,
-/// with the times of arrival. One that fails is built anew with backoff; its pictures count as failed meanwhile.
+/// with the times of arrival. While its camera is down it gets a slate a second. One that fails is built anew with backoff; its pictures count as failed meanwhile.
 pub struct CustomSink {
     name: String,
     fragment: String,
@@ -75,6 +75,11 @@ impl Sink for CustomSink {
 
     fn leave(&mut self, camera: &CameraId) -> Result<()> {
         self.lanes.remove(camera).map_or(Ok(()), Lane::finish)
+    }
+
+    /// What it feeds goes to who watches: it is never without pictures for long.
+    fn slates(&self) -> Slates {
+        Slates::Following
     }
 
     fn finish(&mut self) -> Result<()> {

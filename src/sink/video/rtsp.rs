@@ -1,7 +1,7 @@
 //! An RTSP server of the annotated pictures, or of live video: `rtsp://ADDRESS/<camera>`.
 //!
-//! Of annotated pictures the latest picture is repeated at a steady pace, so a viewer who joins between two rare looks sees one at once. A
-//! camera is encoded only while somebody watches it, and once for all who do.
+//! Of annotated pictures the latest picture is repeated at a steady pace, so a viewer who joins between two rare looks sees one at once; of
+//! a camera that is down that is a slate. A camera is encoded only while somebody watches it, and once for all who do.
 
 mod live;
 
@@ -26,7 +26,7 @@ use crate::sink::video::live::Live;
 use crate::sink::video::rtsp::live::Streams;
 use crate::sink::video::serving::{self, Serving};
 use crate::sink::video::{encoder, init, login, raw};
-use crate::sink::{Filter, Picture, Sink};
+use crate::sink::{Filter, Picture, Sink, Slates};
 use crate::types::CameraId;
 
 /// Between two repetitions of the latest picture.
@@ -41,7 +41,7 @@ const CLIENTS: usize = 32;
 /// Sessions at once; by default there is no limit.
 const SESSIONS: u32 = 32;
 
-/// What is served before a camera's first picture: grey, of this size.
+/// What is served before anything is known of a camera: grey, of this size.
 const SLATE: (u32, u32) = (1280, 720);
 
 /// Serves every camera from its making on.
@@ -180,6 +180,11 @@ impl Sink for RtspSink {
             sync::lock(&camera).end();
         }
         Ok(())
+    }
+
+    /// Live video has its own.
+    fn slates(&self) -> Slates {
+        if matches!(self.shows, Shows::Live(..)) { Slates::Never } else { Slates::Always }
     }
 
     fn finish(&mut self) -> Result<()> {

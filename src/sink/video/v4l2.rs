@@ -1,144 +1,75 @@
 //! Live video played into a device of v4l2loopback, where other programs take it for a camera. Nothing is encoded for that.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 use crossbeam_channel::RecvTimeoutError;
 use gstreamer::prelude::*;
 use gstreamer::{Bus, Caps, ElementFactory, Fraction, Pipeline, State};
 use gstreamer_app::AppSrc;
 
-use crate::base::backoff::Backoff;
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::base::metrics::{Counter, Metrics};
-use crate::base::thread::{self, Thread};
 use crate::config::V4l2Config;
+use crate::sink::video::again::{Crew, TURN, Watch};
 use crate::sink::video::live::{Live, Shown};
 use crate::sink::video::{feed, init};
 use crate::types::CameraId;
 
-/// The longest time between two looks at whether the device is still to be filled.
-const TURN: Duration = Duration::from_millis(40);
-
-/// Between two tries.
-const FIRST: Duration = Duration::from_secs(1);
-const MOST: Duration = Duration::from_secs(60);
-
-/// A device that took pictures for so long was well.
-const HEALTHY: Duration = Duration::from_secs(30);
-
-/// At the end: for the threads.
-const FINISH: Duration = Duration::from_secs(3);
-
 /// Devices want to know a rate, and ours is that of the camera: a nominal one does.
 const RATE: &str = r#"capssetter join=true caps="video/x-raw,framerate=(fraction)30/1""#;
 
-/// The devices that are filled.
-pub struct Devices {
-    ended: Arc<AtomicBool>,
-    threads: Vec<Thread>,
-}
-
-impl Devices {
-    /// Plays `live` into the device of each of `configs`, from now on, in threads `v4l2-<camera>`. Counts, each with the camera's id:
-    /// `v4l2_pictures`, and `v4l2_failures` of the device.
-    ///
-    /// # Errors
-    /// When an element is missing or the system refuses a thread. A device that is not there is tried again.
-    pub fn start(configs: &[V4l2Config], live: &Live, metrics: &Metrics) -> Result<Self> {
-        init()?;
-        if !configs.is_empty() && ElementFactory::find("v4l2sink").is_none() {
-            return Err(Error::new(Kind::Pipeline, "gstreamer element v4l2sink is missing; install gstreamer1.0-plugins-good"));
-        }
-        let mut devices = Self { ended: Arc::default(), threads: Vec::new() };
-        for V4l2Config { camera, device } in configs {
-            let player = Player {
-                camera: camera.clone(),
-                device: device.clone(),
-                live: live.clone(),
-                ended: devices.ended.clone(),
-                backoff: Backoff::new(FIRST, MOST),
-                up: None,
-                pictures: metrics.counter("v4l2_pictures", camera.as_str()),
-                failures: metrics.counter("v4l2_failures", camera.as_str()),
-            };
-            devices.threads.push(thread::spawn(format!("v4l2-{camera}"), move || player.run())?);
-        }
-        Ok(devices)
+/// Plays `live` into the device of each of `configs`, from now on, in threads `v4l2-<camera>`. Counts, each with the camera's id:
+/// `v4l2_pictures`, and `v4l2_failures` of the device.
+///
+/// # Errors
+/// When an element is missing or the system refuses a thread. A device that is not there is tried again.
+pub fn start(configs: &[V4l2Config], live: &Live, metrics: &Metrics) -> Result<Crew> {
+    init()?;
+    if !configs.is_empty() && ElementFactory::find("v4l2sink").is_none() {
+        return Err(Error::new(Kind::Pipeline, "gstreamer element v4l2sink is missing; install gstreamer1.0-plugins-good"));
     }
-
-    /// Lets go of every device.
-    pub fn finish(&mut self) {
-        self.ended.store(true, Ordering::Release);
-        let deadline = Instant::now() + FINISH;
-        let left = thread::join_all_until(self.threads.drain(..), deadline);
-        if left > 0 {
-            tracing::warn!(threads = left, "video devices were not let go in time and were left behind");
-        }
+    let mut crew = Crew::new("video devices");
+    for config in configs {
+        let V4l2Config { camera, device } = config.clone();
+        let counter = |what| metrics.counter(what, camera.as_str());
+        let player = Player { config: config.clone(), live: live.clone(), pictures: counter("v4l2_pictures") };
+        let (name, failures) = (format!("v4l2-{camera}"), counter("v4l2_failures"));
+        let told = move |error: &Error, _| {
+            tracing::warn!(%camera, device = %device.display(), "live video is not played: {}", error.chain());
+        };
+        crew.keep(name, failures, move |watch| player.play(watch), told)?;
     }
-}
-
-impl Drop for Devices {
-    fn drop(&mut self) {
-        self.finish();
-    }
+    Ok(crew)
 }
 
 /// One device.
 struct Player {
-    camera: CameraId,
-    device: PathBuf,
+    config: V4l2Config,
     live: Live,
-    ended: Arc<AtomicBool>,
-    backoff: Backoff,
-    /// What the log was told last.
-    up: Option<bool>,
     pictures: Counter,
-    failures: Counter,
 }
 
 impl Player {
-    fn run(mut self) {
-        while !self.ended() {
-            let began = Instant::now();
-            let Err(error) = self.play() else { return };
-            self.failures.add();
-            if began.elapsed() >= HEALTHY {
-                self.backoff.reset();
-            }
-            let until = Instant::now() + self.backoff.next_delay();
-            if self.up != Some(false) {
-                self.up = Some(false);
-                tracing::warn!(camera = %self.camera, device = %self.device.display(), "live video is not played: {}", error.chain());
-            }
-            while !self.ended() && Instant::now() < until {
-                std::thread::sleep(TURN);
-            }
-        }
-    }
-
     /// Plays until told to end.
     ///
     /// # Errors
     /// When the device cannot be used, or not any more.
-    fn play(&mut self) -> Result<()> {
-        exists(&self.device)?;
-        let pictures = self.live.pictures(&self.camera)?;
+    fn play(&self, watch: &mut Watch) -> Result<()> {
+        let V4l2Config { camera, device } = &self.config;
+        exists(device)?;
+        let pictures = self.live.pictures(camera)?;
         let mut playing: Option<Playing> = None;
-        while !self.ended() {
+        while !watch.ended() {
             match pictures.shown().recv_timeout(TURN) {
                 Ok(picture) => {
                     let playing = match &mut playing {
                         Some(playing) => playing,
-                        None => playing.insert(Playing::start(&self.camera, "v4l2sink", &self.device, &picture)?),
+                        None => playing.insert(Playing::start(camera, "v4l2sink", device, &picture)?),
                     };
                     playing.push(&picture)?;
                     self.pictures.add();
-                    if self.up != Some(true) && playing.taken {
-                        self.up = Some(true);
-                        tracing::info!(camera = %self.camera, device = %self.device.display(), "live video is played");
+                    if playing.taken && watch.up() {
+                        tracing::info!(%camera, device = %device.display(), "live video is played");
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -146,10 +77,6 @@ impl Player {
             }
         }
         Ok(())
-    }
-
-    fn ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
     }
 }
 
@@ -242,6 +169,8 @@ impl Drop for Playing {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use gstreamer_app::AppSink;
     use gstreamer_video::VideoInfo;
     use image::{Rgb, RgbImage};

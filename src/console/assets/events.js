@@ -323,7 +323,7 @@ function off() {
   filters.hidden = true;
   more.hidden = true;
   at("sum").textContent = "Events are not kept.";
-  const toml = '[events]\ndatabase = "/var/lib/palisade/events.db"     # the list on this page\n\n[events.snapshots]\ndir = "/var/lib/palisade/objects"            # a picture of each\n\n[record]\ndir = "/var/lib/palisade/clips"              # and clips, of cameras with record = "events"';
+  const toml = '[events]\ndatabase = "/var/lib/palisade/events.sqlite" # the list on this page\n\n[events.snapshots]\ndir = "/var/lib/palisade/objects"            # a picture of each\n\n[record]\ndir = "/var/lib/palisade/clips"              # and clips, of cameras with record = "events"';
   list.replaceChildren(el("div", { class: "card empty" }, icon("list"), el("h2", { text: "This node does not keep its events" }),
     el("p", { text: "They go out over MQTT and to the live page, and are forgotten. To keep them, name a database in the configuration file and start palisade anew; pictures and clips have keys of their own." }), el("pre", { text: toml })));
 }

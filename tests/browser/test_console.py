@@ -40,6 +40,13 @@ PIXELS = """(selector) => {
 NOT_BY_ITSELF = "HTMLMediaElement.prototype.canPlayType = () => '';"
 
 
+def truth(label, second):
+    """Left, top, right and bottom in pixels of what the sample clip has there, by its own account."""
+    clip = json.loads((parts.SAMPLES / "street.truth.json").read_text())
+    top, left, bottom, right = next(one["box"] for one in clip["frames"][second * clip["fps"]]["objects"] if one["label"] == label)
+    return left * clip["width"], top * clip["height"], right * clip["width"], bottom * clip["height"]
+
+
 def setUpModule():
     global browser, stack
     stack = contextlib.ExitStack()
@@ -221,13 +228,11 @@ control = true
         self.assertEqual(sorted(labels), ["bus", "dog", "traffic light"])
         self.assertIn("<loc", page.locator("#raw").inner_text())
         until("picture", lambda: page.locator("#annotated").evaluate("image => image.naturalWidth") == 1280)
-        # Where the clip's own account of itself has the dog, in both measures.
-        truth = json.loads((parts.SAMPLES / "street.truth.json").read_text())
-        row = page.locator("#rows tr", has_text="dog").locator("td").all_inner_texts()
-        shares, pixels = [float(text) for text in row[2:6]], [float(text) for text in row[6:10]]
-        for share, pixel, whole in zip(shares, pixels, (1280, 720, 1280, 720)):
+        # In both measures, and where the clip's own account of itself has it.
+        row = [float(text) for text in page.locator("#rows tr", has_text="dog").locator("td").all_inner_texts()[2:]]
+        for share, pixel, whole, true in zip(row[:4], row[4:], (1280, 720, 1280, 720), truth("dog", 12)):
             self.assertAlmostEqual(share * whole, pixel, delta=1)
-        self.assertEqual((truth["width"], truth["height"]), (1280, 720))
+            self.assertAlmostEqual(pixel, true, delta=40)
         page.get_by_role("button", name="Copy as JSON").click()
         page.get_by_role("button", name="Copied").wait_for()
 
@@ -251,6 +256,30 @@ control = true
         self.assertTrue(page.locator("#raw").is_visible())
         self.assertNotEqual(page.locator("#raw").inner_text().strip(), "")
         self.assertTrue(page.locator("#table-box").is_hidden())
+
+    def test_what_a_model_writes_is_never_markup(self):
+        markup = '<img src="/no" onerror="document.title = 1"> <b>dog</b>'
+        page = self.page()
+
+        def answer(route):
+            response = route.fetch()
+            body = response.json()
+            body["raw"] = markup
+            body["dropped"] = [{"text": markup, "why": markup}]
+            for detection in body["detections"]:
+                detection["label"] = markup
+            route.fulfill(response=response, json=body)
+
+        page.route("**/api/v1/detect", answer)
+        page.goto(self.daemon.address + "/playground")
+        page.set_input_files("#file", self.picture)
+        page.get_by_label("Prompt").fill(PROMPT)
+        page.get_by_role("button", name="Look", exact=True).click()
+        page.locator("#rows tr").first.wait_for()
+        self.assertEqual(page.locator("#rows .name").first.inner_text(), markup)
+        self.assertEqual(page.locator("#raw").inner_text(), markup)
+        self.assertIn(markup, page.locator("#verdict").inner_text())
+        self.assertEqual(page.locator("#answer b, #answer [onerror]").count(), 0)
 
     def test_playground_says_what_is_wrong(self):
         self.expected = (415, 422)

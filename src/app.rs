@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod check;
 pub mod demo;
+mod herald;
 mod likeness;
 pub mod log;
 pub mod oneshot;
@@ -15,6 +16,8 @@ mod results;
 mod standing;
 mod steer;
 
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -31,18 +34,20 @@ use crate::base::sync;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
 use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig, Record, RtspVideo};
-use crate::console::{Console, Limits as ConsoleLimits, Ready, Screens};
-use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
+use crate::console::{Back, Board, Console, Late, Lens, Limits as ConsoleLimits, Ready, Screens};
+use crate::detect::{self, Detector, Drafts, Guests, Job, PaliGemmaDetector};
 use crate::gate::Gate;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
-use crate::mqtt::{self, Mqtt, Patience, Publisher};
+use crate::mqtt::{self, Mqtt, Patience, Publisher, Watched};
 use crate::sink::gallery::{Draw, Gallery, Rooms};
+use crate::sink::history::History;
 use crate::sink::record::{Recorded, Recorder, Tape};
 use crate::sink::snapshot::SnapshotSink;
 use crate::sink::video::{CustomSink, FileSink, Hls, Jpegs, Live, LiveSink, RtspSink};
 use crate::sink::{Fanout, Sink};
 use crate::source::{self, Decoders, Hooks, Source, Tapped, WantsRaw};
 use crate::types::{CameraId, CameraState, CameraStatus, Encoded, Event};
+use herald::Herald;
 use paint::Brush;
 use results::{Results, Told};
 use standing::Standing;
@@ -65,6 +70,9 @@ const CONSOLE_GRACE: Duration = Duration::from_millis(1500);
 
 /// For the last messages and `offline`.
 const MQTT_GRACE: Duration = Duration::from_millis(1500);
+
+/// For the last rows of the history, once all has ended that there is to tell.
+const HISTORY_GRACE: Duration = Duration::from_millis(500);
 
 /// For the last commands to be on disk.
 const CONTROL_GRACE: Duration = Duration::from_millis(500);
@@ -92,14 +100,20 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     let sinks = open_sinks(&config.output, &ids, live.clone(), metrics)?;
     let recorder = open_recorder(&config, metrics)?;
     let rooms = config.gallery.as_ref().map(|gallery| Rooms::open(gallery, &ids, metrics)).transpose()?;
+    let history = config.history.as_ref().map(|history| History::start(history, metrics)).transpose()?;
     let standing = Standing::default();
-    let console = open_console(&config, live.as_ref(), standing.ready(shutdown), metrics)?;
+    let back = config.console.is_some().then(|| back(&config, &annotator, history.clone(), metrics));
+    let console = open_console(&config, live.as_ref(), back.as_ref(), standing.ready(shutdown), metrics)?;
     let Some(model) = load_model(&config.model, shutdown)? else { return Ok(()) };
-    let state = config.mqtt.as_ref().and_then(|mqtt| mqtt.state_dir.as_deref()).map(|folder| Arc::new(Claim::new(folder)));
-    let control = config.mqtt.as_ref().is_some_and(|mqtt| mqtt.control);
-    let steer = Arc::new(Steer::new(&config.cameras, state.as_ref().filter(|_| control))?);
-    let mqtt = start_mqtt(&config, state, &steer, &model, metrics)?;
-    let daemon = Daemon::start(config, Outputs { annotator, sinks, live, recorder, rooms }, &model, mqtt, &steer, shutdown, metrics)?;
+    let state = commands_folder(&config).map(|folder| Arc::new(Claim::new(&folder)));
+    let steer = Arc::new(Steer::new(&config.cameras, state.as_ref().filter(|_| is_steered(&config)))?);
+    if let Some(back) = &back {
+        steer.shown_on(&back.board);
+    }
+    let run = back.as_ref().map_or_else(uuid::Uuid::new_v4, |back| back.run);
+    let mqtt = start_mqtt(&config, state, &steer, mqtt::Context { model: model.name().to_owned(), run }, metrics)?;
+    let outputs = Outputs { annotator, sinks, live, recorder, rooms, history, back };
+    let daemon = Daemon::start(config, outputs, &model, mqtt, &steer, shutdown, metrics)?;
     standing.runs(&daemon.results);
     systemd::ready();
     systemd::status(&format!("watching {} cameras with {}", ids.len(), model.name()));
@@ -142,11 +156,38 @@ fn open_sinks(config: &OutputConfig, cameras: &[CameraId], live: Option<Live>, m
     Ok(sinks)
 }
 
+/// What the console tells of; the cameras are as configured until earlier commands are read.
+fn back(config: &Config, annotator: &Annotator, history: Option<History>, metrics: &Metrics) -> Back {
+    let mut back = Back::new(annotator.clone(), Arc::new(check::faults), metrics);
+    back.history = history;
+    back.clips = config.record.as_ref().map(|record| record.dir.clone());
+    back.snapshots = config.gallery.as_ref().map(|gallery| gallery.dir.clone());
+    for camera in &config.cameras {
+        let (id, prompt, zones) = (camera.id.clone(), camera.prompt.clone(), camera.tracking.zones.clone());
+        back.board.add(Watched { id, prompt, enabled: camera.enabled, zones }, camera.enabled);
+    }
+    back
+}
+
 /// Answers from before the model is loaded on, which may take long.
-fn open_console(config: &Config, live: Option<&Live>, ready: Ready, metrics: &Metrics) -> Result<Option<Console>> {
-    let Some((console, live)) = config.console.clone().zip(live) else { return Ok(None) };
-    let screens = Screens { jpegs: Jpegs::new(live.clone(), metrics)?, hls: Hls::new(live.clone(), metrics)?, ready };
+fn open_console(config: &Config, live: Option<&Live>, back: Option<&Back>, ready: Ready, metrics: &Metrics) -> Result<Option<Console>> {
+    let (Some(console), Some(live), Some(back)) = (config.console.clone(), live, back.cloned()) else { return Ok(None) };
+    let screens = Screens { jpegs: Jpegs::new(live.clone(), metrics)?, hls: Hls::new(live.clone(), metrics)?, ready, back };
     Console::start(console, ConsoleLimits::default(), screens, metrics).map(Some)
+}
+
+/// Where commands are written down, and what else the broker's link keeps.
+fn commands_folder(config: &Config) -> Option<PathBuf> {
+    let steered = config.console.as_ref().filter(|console| console.control);
+    match &config.mqtt {
+        Some(mqtt) => mqtt.state_dir.clone(),
+        None => steered.map(|console| console.state_dir.clone()),
+    }
+}
+
+/// Whether anybody may steer.
+fn is_steered(config: &Config) -> bool {
+    config.mqtt.as_ref().is_some_and(|mqtt| mqtt.control) || config.console.as_ref().is_some_and(|console| console.control)
 }
 
 /// Where clips of some cameras are to be kept. An object is told of when it was seen often and long enough, and the model has
@@ -162,10 +203,9 @@ fn open_recorder(config: &Config, metrics: &Metrics) -> Result<Option<Recorder>>
     if kept.is_empty() { Ok(None) } else { Recorder::start(record.clone(), &kept, metrics).map(Some) }
 }
 
-/// Pictures of objects as files; events go to the broker through it, behind the pictures that they name.
-fn start_gallery(rooms: Rooms, draw: Draw, publisher: Option<Publisher>, metrics: &Metrics) -> Result<Gallery> {
-    let tell = move |event: &Event| publisher.iter().for_each(|publisher| publisher.event(event));
-    Gallery::start(rooms, draw, Box::new(tell), metrics)
+/// Pictures of objects as files; events are told through it, behind the pictures that they name.
+fn start_gallery(rooms: Rooms, draw: Draw, herald: Herald, metrics: &Metrics) -> Result<Gallery> {
+    Gallery::start(rooms, draw, Box::new(move |event: &Event| herald.tell(event)), metrics)
 }
 
 /// Finds, downloads where need be, and loads the model; `None` when told to stop meanwhile. Reading a large model takes
@@ -209,11 +249,10 @@ fn start_mqtt(
     config: &Config,
     state: Option<Arc<Claim>>,
     steer: &Arc<Steer>,
-    model: &PaliGemma,
+    context: mqtt::Context,
     metrics: &Metrics,
 ) -> Result<Option<Mqtt>> {
     let Some(mqtt) = config.mqtt.clone() else { return Ok(None) };
-    let context = mqtt::Context { model: model.name().to_owned(), run: uuid::Uuid::new_v4() };
     let mqtt = mqtt::start_in(state, mqtt, &steer.watched(), context, metrics, Patience::default())?;
     mqtt.steer(steer.clone());
     Ok(Some(mqtt))
@@ -226,6 +265,24 @@ struct Outputs {
     live: Option<Live>,
     recorder: Option<Recorder>,
     rooms: Option<Rooms>,
+    history: Option<History>,
+    back: Option<Back>,
+}
+
+/// Who is told of a camera as its source runs.
+struct Ears {
+    tape: Option<Tape>,
+    live: Option<Live>,
+    publisher: Option<Publisher>,
+    board: Option<Board>,
+}
+
+impl Ears {
+    fn status(&self, status: &CameraStatus) {
+        self.publisher.iter().for_each(|publisher| publisher.camera_status(status));
+        self.live.iter().for_each(|live| live.status(status));
+        self.board.iter().for_each(|board| board.status(status));
+    }
 }
 
 /// The running stages, in the order of the data.
@@ -235,15 +292,16 @@ struct Daemon {
     workers: Vec<Thread>,
     results: Results,
     mqtt: Option<Mqtt>,
+    history: Option<History>,
 }
 
 impl Daemon {
     fn start(
         config: Config,
-        Outputs { annotator, sinks, live, recorder, rooms }: Outputs,
+        Outputs { annotator, sinks, live, recorder, rooms, history, back }: Outputs,
         model: &PaliGemma,
         mqtt: Option<Mqtt>,
-        steer: &Steer,
+        steer: &Arc<Steer>,
         shutdown: &Shutdown,
         metrics: &Metrics,
     ) -> Result<Self> {
@@ -260,18 +318,26 @@ impl Daemon {
         let tape = |camera: &CameraConfig| recorder.as_ref().and_then(|recorder| recorder.tape(&camera.id));
         let tapes: Vec<Option<Tape>> = config.cameras.iter().map(tape).collect();
         let drawn = config.gallery.as_ref().map(|gallery| likeness::draw(gallery, annotator.clone()));
-        let gallery = rooms.zip(drawn).map(|(rooms, draw)| start_gallery(rooms, draw, publisher.clone(), metrics));
-        let told = Told { publisher: publisher.clone(), recorder, live: live.clone(), gallery: gallery.transpose()? };
+        let board = back.as_ref().map(|back| back.board.clone());
+        let herald = Herald { publisher: publisher.clone(), history: history.clone(), board: board.clone() };
+        let gallery = rooms.zip(drawn).map(|(rooms, draw)| start_gallery(rooms, draw, herald.clone(), metrics)).transpose()?;
+        let told = Told { publisher: publisher.clone(), recorder, live: live.clone(), gallery, board: board.clone(), herald };
         let results = Results::start(found, Fanout::start(sinks, metrics)?, annotator, followed, told, metrics)?;
-        let workers = detect::start(detectors, max_batch, &jobs, &send, metrics)?;
+        let guests = Guests::new(&jobs, metrics);
+        let workers = detect::start_with(detectors, max_batch, &jobs, &guests, &send, metrics)?;
+        if let Some(back) = &back {
+            let (model, device) = (model.name().to_owned(), model.device());
+            back.loaded(Late { model, device, guests, steering: steer.clone(), publisher: publisher.clone() });
+        }
         // From here on the workers alone hold these: when they end, so does what waits for them.
         drop((send, jobs));
         let decoders = Decoders::start()?;
         let mut sources = Vec::new();
         for ((camera, putter), tape) in config.cameras.into_iter().zip(putters).zip(tapes) {
+            let ears = Ears { tape, live: live.clone(), publisher: publisher.clone(), board: board.clone() };
             if camera.enabled {
                 let asked = steer.asked(&camera);
-                match start_source(camera, asked, putter, (tape, live.clone(), publisher.clone()), &decoders, shutdown, metrics) {
+                match start_source(camera, asked, putter, ears, &decoders, shutdown, metrics) {
                     Ok(source) => sources.push(source),
                     Err(error) => {
                         // Those that run already are joined as they are dropped, and only the flag ends them.
@@ -280,12 +346,10 @@ impl Daemon {
                     }
                 }
             } else {
-                let status = disabled(&camera.id);
-                publisher.iter().for_each(|publisher| publisher.camera_status(&status));
-                live.iter().for_each(|live| live.status(&status));
+                ears.status(&disabled(&camera.id));
             }
         }
-        Ok(Self { sources, decoders, workers, results, mqtt })
+        Ok(Self { sources, decoders, workers, results, mqtt, history })
     }
 
     /// Returns when the flag goes up or no source is left.
@@ -353,6 +417,9 @@ impl Daemon {
             );
         }
         self.results.finish(begin + SINKS_GRACE);
+        if let Some(history) = self.history {
+            history.finish(Instant::now() + HISTORY_GRACE);
+        }
         if let Some(mqtt) = self.mqtt {
             mqtt.finish(MQTT_GRACE);
         }
@@ -365,18 +432,19 @@ fn start_source(
     camera: CameraConfig,
     asked: Asked,
     putter: Putter<Job>,
-    (tape, live, publisher): (Option<Tape>, Option<Live>, Option<Publisher>),
+    ears: Ears,
     decoders: &Decoders,
     shutdown: &Shutdown,
     metrics: &Metrics,
 ) -> Result<Source> {
-    let (noted, shown) = (asked.clone(), live.clone());
+    let (tape, live) = (ears.tape.clone(), ears.live.clone());
+    let lens = ears.board.as_ref().and_then(|board| board.lens(&camera.id)).unwrap_or_default();
+    let noted = asked.clone();
     let status = move |status: CameraStatus| {
         noted.note(status.state);
-        publisher.iter().for_each(|publisher| publisher.camera_status(&status));
-        shown.iter().for_each(|live| live.status(&status));
+        ears.status(&status);
     };
-    let mut hooks = hooks(&camera, asked, putter, status, metrics);
+    let mut hooks = hooks(&camera, asked, putter, lens, status, metrics);
     hooks.raw = live.clone().map(|live| {
         let id = camera.id.clone();
         Box::new(move || live.is_watched(&id)) as WantsRaw
@@ -395,11 +463,12 @@ fn start_source(
     source::start(camera, hooks, decoders, metrics, shutdown.clone())
 }
 
-/// What a camera's source calls: its gate, its place in the mailbox, and `status`.
+/// What a camera's source calls: its gate, its place in the mailbox, `lens` where somebody wants a picture as it is, and `status`.
 fn hooks(
     camera: &CameraConfig,
     asked: Asked,
     putter: Putter<Job>,
+    lens: Lens,
     status: impl FnMut(CameraStatus) + Send + 'static,
     metrics: &Metrics,
 ) -> Hooks {
@@ -407,11 +476,22 @@ fn hooks(
     let ahead = gate.clone();
     let [wanted, admitted] = [asked.clone(), asked.clone()];
     let dropped = metrics.counter("frames_dropped", camera.id.as_str());
+    let [wished, asked_for] = [lens.clone(), lens.clone()];
+    // Of the frame that was admitted last: whether it is for the model, too.
+    let due = Arc::<AtomicBool>::default();
+    let looked_at = due.clone();
     Hooks {
-        wants: Box::new(move |candidate| wanted.detects() && sync::lock(&ahead).wants(candidate.received)),
-        admit: Box::new(move |candidate, luma| admitted.detects() && sync::lock(&gate).admit(candidate.received, luma)),
+        wants: Box::new(move |candidate| wished.wants() || (wanted.detects() && sync::lock(&ahead).wants(candidate.received))),
+        admit: Box::new(move |candidate, luma| {
+            let look = admitted.detects() && sync::lock(&gate).admit(candidate.received, luma);
+            due.store(look, Ordering::Release);
+            look || asked_for.wants()
+        }),
         deliver: Box::new(move |frame| {
-            if putter.put(Job { frame, prompt: asked.prompt() }) != Put::Stored {
+            if lens.wants() {
+                lens.take(&frame);
+            }
+            if looked_at.load(Ordering::Acquire) && putter.put(Job { frame, prompt: asked.prompt() }) != Put::Stored {
                 dropped.add();
             }
         }),

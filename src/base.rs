@@ -9,6 +9,7 @@ pub mod jpeg;
 pub mod mailbox;
 pub mod memory;
 pub mod metrics;
+pub mod picture;
 pub mod process;
 pub mod redact;
 pub mod shutdown;

@@ -2,6 +2,7 @@
 //!
 //! Each stage receives its own struct from here, never the whole `Config`.
 
+mod console;
 mod live;
 mod raw;
 mod reader;
@@ -18,6 +19,7 @@ use crate::types::{CameraId, MinScore, Prompt, Tracking};
 
 pub use crate::types::{Device, Dtype, ModelSource};
 
+pub use console::{ConsoleConfig, HistoryConfig};
 pub use live::{EncoderKind, PushConfig, RtspLogin, V4l2Config};
 pub use reader::Fault;
 
@@ -65,7 +67,15 @@ impl Config {
         let faults = |list| Faults { file: file.to_owned(), list };
         let text =
             std::fs::read_to_string(file).map_err(|error| faults(vec![Fault { line: 1, message: format!("cannot be read: {error}") }]))?;
-        raw::parse(&text, &|name| std::env::var(name).ok(), checks).map_err(faults)
+        Self::read(&text, checks).map_err(faults)
+    }
+
+    /// As `load`, of a file's text.
+    ///
+    /// # Errors
+    /// Every fault found, not only the first.
+    pub fn read(text: &str, checks: &Checks<'_>) -> Result<Self, Vec<Fault>> {
+        raw::parse(text, &|name| std::env::var(name).ok(), checks)
     }
 }
 
@@ -82,6 +92,8 @@ pub struct Config {
     pub record: Option<RecordConfig>,
     /// Where pictures of objects go; `None`: none are kept.
     pub gallery: Option<GalleryConfig>,
+    /// Where it is written down what was seen; `None`: nowhere.
+    pub history: Option<HistoryConfig>,
     /// The broker; `None`: nothing is published.
     pub mqtt: Option<MqttConfig>,
     /// The HTTP server; `None`: there is none.
@@ -471,17 +483,6 @@ pub struct TlsFault {
     pub key: &'static str,
     /// Why, in words that go on after `mqtt.KEY cannot be used: `.
     pub why: String,
-}
-
-/// The HTTP server.
-#[derive(Clone, Debug)]
-pub struct ConsoleConfig {
-    /// Where it listens.
-    pub listen: SocketAddr,
-    /// Who does not show it sees nothing; `None` on loopback addresses only.
-    pub token: Option<SecretString>,
-    /// Names it answers to beside loopback's and the address that was connected to, in lower case, without a port.
-    pub hosts: Vec<String>,
 }
 
 /// The log.

@@ -1,29 +1,52 @@
 //! Floor 4: HTTP. What a camera shows, for browsers and players, and how the daemon stands, for who looks after it.
 //!
-//! One thread answers everybody (`server`), behind one guard that every request passes (`guard`). Nothing here encodes or waits
-//! for a disk, and no part of an address reaches the file system: a camera is looked up among those that are known.
+//! One thread answers everybody (`server`), behind one guard that every request passes (`guard`). It neither encodes nor waits for a
+//! disk: two others do (`helper`), a piece of work at a time. No part of an address reaches the file system: a camera is looked up
+//! among those that are known, an object in the history, and a file is one that its row names.
 
+mod api;
+mod assets;
+mod back;
+pub mod board;
+mod events;
 mod guard;
+mod helper;
 mod live;
+mod metrics;
 mod pages;
+mod playground;
+mod range;
 mod reply;
 mod server;
+mod stream;
+mod wire;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post, put};
 use tokio::sync::Semaphore;
 
 use crate::base::error::Result;
 use crate::base::metrics::Metrics;
 use crate::config::ConsoleConfig;
+use crate::sink::history::Reader;
 use crate::sink::video::{Hls, Jpegs};
 use guard::Guard;
+use helper::Helper;
 use reply::Refusal;
 use server::{Server, Stopping};
+
+pub use api::OPENAPI;
+pub use back::{Back, Check, Late};
+pub use board::{Board, Lens};
+pub use metrics::{COUNTS, Count, GAUGES, TIMES};
+
+/// Pictures that are asked about at once, with the one that is looked at: their bytes are held in memory.
+const ASKERS: usize = 5;
 
 /// Whether the daemon does what it is there for; if not, why.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -61,6 +84,8 @@ pub struct Screens {
     pub hls: Hls,
     /// How the daemon stands.
     pub ready: Ready,
+    /// What is told of it.
+    pub back: Back,
 }
 
 /// What each answer is made of. Clones share it.
@@ -69,7 +94,15 @@ struct Desk {
     guard: Arc<Guard>,
     screens: Screens,
     limits: Limits,
+    /// Whoever may look may steer.
+    control: bool,
     streams: Arc<Semaphore>,
+    askers: Arc<Semaphore>,
+    /// What takes long.
+    works: Arc<Helper>,
+    /// What waits for a disk.
+    disk: Arc<Helper>,
+    reader: Option<Arc<Mutex<Reader>>>,
     stopping: Stopping,
 }
 
@@ -89,7 +122,11 @@ impl Console {
     pub fn start(config: ConsoleConfig, limits: Limits, screens: Screens, metrics: &Metrics) -> Result<Self> {
         let guard = Arc::new(Guard::new(&config, metrics));
         let shown = screens.clone();
-        let routes = |stopping| routes(Desk { guard, screens: shown, limits, streams: Arc::new(Semaphore::new(limits.streams)), stopping });
+        let control = config.control;
+        let (works, disk) = (Arc::new(Helper::start("console-works")?), Arc::new(Helper::start("console-disk")?));
+        let reader = screens.back.history.as_ref().map(|history| Arc::new(Mutex::new(history.reader())));
+        let (streams, askers) = (Arc::new(Semaphore::new(limits.streams)), Arc::new(Semaphore::new(ASKERS)));
+        let routes = |stopping| routes(Desk { guard, screens: shown, limits, control, streams, askers, works, disk, reader, stopping });
         let server = Server::start(config.listen, limits, metrics, routes)?;
         let (address, token) = (server.address(), config.token.is_some());
         tracing::info!(listen = %address, token, "http server up");
@@ -118,8 +155,26 @@ impl Drop for Console {
 
 fn routes(desk: Desk) -> Router {
     let guarded = axum::middleware::from_fn_with_state(desk.guard.clone(), guard::pass);
+    let picture = DefaultBodyLimit::max(playground::BODY);
     Router::new()
-        .route("/", get(pages::index))
+        .route("/", get(assets::page))
+        .route("/playground", get(assets::page))
+        .route("/events", get(assets::page))
+        .route("/assets/{name}", get(assets::file))
+        .route("/api/v1/info", get(api::info))
+        .route("/api/v1/cameras", get(api::cameras))
+        .route("/api/v1/cameras/{id}", get(api::camera))
+        .route("/api/v1/cameras/{id}/prompt", put(api::prompt))
+        .route("/api/v1/cameras/{id}/detect", put(api::detect))
+        .route("/api/v1/events", get(events::list))
+        .route("/api/v1/events/{track_id}", get(events::one))
+        .route("/api/v1/events/{track_id}/snapshot.jpg", get(events::snapshot))
+        .route("/api/v1/events/{track_id}/clip.mp4", get(events::clip))
+        .route("/api/v1/detect", post(playground::detect).layer(picture))
+        .route("/api/v1/config/check", post(api::check))
+        .route("/api/v1/stream", get(stream::stream))
+        .route("/api/v1/openapi.json", get(api::openapi))
+        .route("/metrics", get(metrics::metrics))
         .route("/live/{file}", get(live::pictures))
         .route("/live/{camera}/{file}", get(live::video))
         .route("/login", get(pages::ask).post(pages::login))

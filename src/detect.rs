@@ -2,6 +2,7 @@
 //! together where they are there, and travel on with their answers. The workers end when the mailbox does.
 
 mod drafts;
+mod guests;
 mod paligemma;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,15 +10,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
+use image::RgbImage;
 
 use crate::base::error::{Error, Kind, Result};
-use crate::base::mailbox::{Taker, Ticket};
+use crate::base::mailbox::{Taken, Taker, Ticket};
 use crate::base::metrics::Metrics;
 use crate::base::thread::{self, Thread};
 use crate::types::{Answer, CameraId, Frame, Prompt};
 
 pub use drafts::Drafts;
+pub use guests::{Guests, Reply, Tell};
 pub use paligemma::PaliGemmaDetector;
+
+use guests::Inquiry;
 
 /// The least time between two log lines about failing detections of one worker.
 const QUIET: Duration = Duration::from_secs(30);
@@ -29,6 +34,12 @@ pub trait Detector: Send + 'static {
     /// # Errors
     /// Per job, when its picture or prompt cannot be used; that frame is then counted and passed over.
     fn detect(&mut self, batch: &[Job]) -> Vec<Result<Answer>>;
+
+    /// Looks at a picture that is no camera's.
+    ///
+    /// # Errors
+    /// When the picture or the prompt cannot be used.
+    fn ask(&mut self, image: &RgbImage, prompt: &Prompt) -> Result<Answer>;
 }
 
 /// A frame that is to be looked at, and what is asked about it.
@@ -53,14 +64,10 @@ pub struct Found {
     pub ticket: Ticket,
 }
 
-/// Starts one thread `detect-N` per detector. They end when every putter of the mailbox is gone.
-///
-/// A worker looks at `max_batch` frames together at most, at those that are there and without waiting for more. Where
-/// there are several workers none takes more than its part of the cameras: it would leave the others idle for as long
-/// as its batch takes, for what it holds is in flight.
+/// As `start_with`, where nobody asks anything else.
 ///
 /// # Errors
-/// When a thread cannot be started.
+/// As `start_with`.
 pub fn start(
     detectors: Vec<Box<dyn Detector>>,
     max_batch: usize,
@@ -68,18 +75,46 @@ pub fn start(
     found: &Sender<Vec<Found>>,
     metrics: &Metrics,
 ) -> Result<Vec<Thread>> {
+    start_with(detectors, max_batch, jobs, &Guests::new(jobs, metrics), found, metrics)
+}
+
+/// Starts one thread `detect-N` per detector. They end when every putter of the mailbox is gone.
+///
+/// A worker looks at `max_batch` frames together at most, at those that are there and without waiting for more. Where
+/// there are several workers none takes more than its part of the cameras: it would leave the others idle for as long
+/// as its batch takes, for what it holds is in flight. Guests' questions are answered one at a time, behind the cameras.
+///
+/// # Errors
+/// When a thread cannot be started.
+pub fn start_with(
+    detectors: Vec<Box<dyn Detector>>,
+    max_batch: usize,
+    jobs: &Taker<Job>,
+    guests: &Guests,
+    found: &Sender<Vec<Found>>,
+    metrics: &Metrics,
+) -> Result<Vec<Thread>> {
     let most = max_batch.min(jobs.slots().div_ceil(detectors.len().max(1)));
+    let host = guests.host();
     let start = |(number, detector): (usize, Box<dyn Detector>)| {
-        let (jobs, found) = (jobs.clone(), found.clone());
+        let (jobs, found, guests, host) = (jobs.clone(), found.clone(), guests.clone(), host.clone());
         let mut worker = Worker { detector, metrics: metrics.clone(), told: None };
         thread::spawn(format!("detect-{number}"), move || {
-            while let Some(taken) = jobs.take_up_to(most) {
-                let answered = worker.step(taken);
+            while let Some(taken) = jobs.take(most) {
+                let items = match taken {
+                    Taken::Items(items) => items,
+                    Taken::Guest(_pass) => {
+                        guests.next().into_iter().for_each(|inquiry| worker.answer(inquiry));
+                        continue;
+                    }
+                };
+                let answered = worker.step(items);
                 // A closed channel means that the daemon stops.
                 if !answered.is_empty() && found.send(answered).is_err() {
                     break;
                 }
             }
+            drop(host);
         })
     };
     detectors.into_iter().enumerate().map(start).collect()
@@ -110,6 +145,17 @@ impl Worker {
             }
         }
         found
+    }
+
+    /// A question that no camera asked; it is counted for none, and leaves no draft behind.
+    fn answer(&mut self, Inquiry { image, prompt, asked, tell }: Inquiry) {
+        let begin = Instant::now();
+        let answer = catch_unwind(AssertUnwindSafe(|| self.detector.ask(&image, &prompt)))
+            .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the detector panicked; this is a defect, please report it")));
+        let count = if answer.is_ok() { "questions_answered" } else { "questions_failed" };
+        self.metrics.counter(count, "all").add();
+        let (queued, inference) = (begin.duration_since(asked), begin.elapsed());
+        tell(answer.map(|answer| Reply { answer, queued, inference }));
     }
 
     /// One result per job, whatever the detector does.

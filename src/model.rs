@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::Device as Opened;
+use candle_core::DeviceLocation;
 use candle_core::utils::{cuda_is_available, metal_is_available};
 use image::RgbImage;
 
@@ -142,6 +143,15 @@ impl PaliGemma {
     /// The snapshot's name.
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// What it computes on: `cpu`, `cuda:N` or `metal:N`.
+    pub fn device(&self) -> String {
+        match self.0.network.device.location() {
+            DeviceLocation::Cpu => "cpu".to_owned(),
+            DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+            DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+        }
     }
 
     /// How many questions are best asked at once where nothing else is said: one on a processor, which a single picture

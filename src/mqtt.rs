@@ -177,6 +177,7 @@ pub fn start_in(
         control: config.control.then(Mutex::default),
         snapshots: config.snapshots,
         steering: OnceLock::new(),
+        commands: Mutex::default(),
         cameras: Mutex::default(),
         lanes: Lanes::new(metrics),
         quiet: Mutex::default(),

@@ -1,7 +1,8 @@
-//! Floor 3: annotated frames go out, clips of what a camera sent, and pictures of its objects. One thread and one short queue
+//! Floor 3: annotated frames go out, clips of what a camera sent, pictures of its objects and a history of them. One thread and one short queue
 //! per sink: a slow or failing one drops its own frames, counts them, and disturbs nothing else.
 
 pub mod gallery;
+pub mod history;
 pub mod record;
 pub mod snapshot;
 pub mod video;

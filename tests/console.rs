@@ -1,5 +1,7 @@
 //! The HTTP server: who may ask, what it bears, and what it shows.
 
+mod api;
+mod document;
 mod watch;
 
 use std::io::Write;
@@ -15,21 +17,28 @@ use palisade::base::metrics::Metrics;
 use palisade::base::redact::SecretString;
 use palisade::config::ConsoleConfig;
 use palisade::config::EncoderKind;
-use palisade::console::{Console, Limits, Screens};
+use palisade::console::{Back, Console, Limits, Screens};
 use palisade::sink::video::{Hls, Jpegs, Live};
 
 const TOKEN: &str = "0123456789abcdef+/%";
 
 fn config(token: Option<&str>) -> ConsoleConfig {
     let token = token.map(SecretString::from);
-    ConsoleConfig { listen: "127.0.0.1:0".parse().unwrap(), token, hosts: vec!["nvr.home".to_owned()] }
+    ConsoleConfig {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        token,
+        hosts: vec!["nvr.home".to_owned()],
+        control: false,
+        state_dir: "/nonexistent".into(),
+    }
 }
 
 /// What is seen of one camera, of which nothing comes; files of video end some seconds after the last who asked.
 fn screens(metrics: &Metrics) -> (Screens, Live) {
     let live = Live::new(&[id()], EncoderKind::X264, Arc::new(Brush(Annotator::new().unwrap())), metrics).unwrap();
     let hls = Hls::with_idle(live.clone(), Duration::from_secs(6), metrics).unwrap();
-    (Screens { jpegs: Jpegs::new(live.clone(), metrics).unwrap(), hls, ready: Arc::new(|| Ok(())) }, live)
+    let back = Back::new(Annotator::new().unwrap(), Arc::new(|_: &str| Vec::new()), metrics);
+    (Screens { jpegs: Jpegs::new(live.clone(), metrics).unwrap(), hls, ready: Arc::new(|| Ok(())), back }, live)
 }
 
 /// A server whose camera has no picture.

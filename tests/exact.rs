@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use image::{DynamicImage, ImageBuffer, Rgb, RgbImage};
-use palisade::app::oneshot::read_image;
+use palisade::base::picture::read_image;
 use palisade::config::{Device, Dtype};
 use palisade::model::{Limits, LoadOptions, PaliGemma, Question, Snapshot};
 use palisade::types::{Finish, MinScore};

@@ -11,13 +11,21 @@ use crate::{model, mqtt, sink, source};
 /// # Errors
 /// Every fault found.
 pub fn load(file: &Path) -> Result<Config, Faults> {
+    with_checks(|checks| Config::load(file, checks))
+}
+
+/// Every fault of a file's text, each with its line.
+pub fn faults(text: &str) -> Vec<String> {
+    with_checks(|checks| Config::read(text, checks)).err().unwrap_or_default().iter().map(ToString::to_string).collect()
+}
+
+fn with_checks<T>(judge: impl FnOnce(&Checks<'_>) -> T) -> T {
     let sentence = |error: Error| error.chain();
-    let checks = Checks {
+    judge(&Checks {
         fragment: &|fragment| source::init().and_then(|()| sink::video::check_fragment(fragment)).map_err(sentence),
         source: &|fragment| source::check_fragment(fragment).map_err(sentence),
         ca_file: &|path| source::check_ca(path).map_err(sentence),
         tls: &mqtt::check_tls,
         device: &|device| model::check_device(device).map_err(sentence),
-    };
-    Config::load(file, &checks)
+    })
 }

@@ -1,7 +1,5 @@
 //! One picture through the model and no daemon: `detect` for people and scripts, `probe` for comparing implementations.
 
-mod picture;
-
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -13,11 +11,10 @@ use serde_json::{Value, json};
 
 use crate::annotate::Annotator;
 use crate::base::error::{Context, Error, Kind, Result};
+use crate::base::picture::read_image;
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma, Question, Session};
 use crate::mqtt::payload;
 use crate::types::{Answer, Device, Dtype, MinScore, ModelSource, Prompt};
-
-pub use picture::read_image;
 
 /// What `palisade detect` is asked to do.
 pub struct DetectArgs {

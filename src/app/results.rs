@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
 
 use crate::annotate::Annotator;
+use crate::app::herald::Herald;
 use crate::app::portrait::{self, Portraits};
 use crate::app::steer::{Asked, Steer};
 use crate::base::error::Result;
@@ -17,6 +18,7 @@ use crate::base::mailbox::Ticket;
 use crate::base::metrics::Metrics;
 use crate::base::thread::{self, Thread};
 use crate::config::CameraConfig;
+use crate::console::Board;
 use crate::detect::{Found, Job};
 use crate::mqtt::Publisher;
 use crate::sink::gallery::Gallery;
@@ -59,6 +61,10 @@ pub(super) struct Told {
     pub(super) live: Option<Live>,
     /// Pictures of objects as files.
     pub(super) gallery: Option<Gallery>,
+    /// Whoever looks on.
+    pub(super) board: Option<Board>,
+    /// Everybody who is told of events.
+    pub(super) herald: Herald,
 }
 
 /// The running thread.
@@ -94,7 +100,10 @@ impl Results {
                         Ok(batch) => step.step(batch),
                         Err(_) => break,
                     },
-                    recv(ticks) -> _ => step.follow(|one, now| one.tracker.tick(now, one.asked.is_watched())),
+                    recv(ticks) -> _ => {
+                        step.told.board.iter().for_each(|board| board.tick(Instant::now()));
+                        step.follow(|one, now| one.tracker.tick(now, one.asked.is_watched()));
+                    }
                     recv(until) -> _ => {
                         // What is answered already is not lost.
                         found.try_iter().for_each(|batch| step.step(batch));
@@ -199,6 +208,7 @@ impl Step {
         if let Some(publisher) = &self.told.publisher {
             publisher.looked(&looked);
         }
+        self.told.board.iter().for_each(|board| board.looked(&looked));
         let mut events = Vec::new();
         if let Some(one) = self.followed.get_mut(&looked.frame.camera) {
             events = one.tracker.step(&look(&looked));
@@ -228,6 +238,9 @@ impl Step {
         if let Some((publisher, one)) = self.told.publisher.as_ref().zip(self.followed.get(camera)) {
             publisher.tracked(camera, one.tracker.present().map(|(track, _)| track));
         }
+        if let Some((board, one)) = self.told.board.as_ref().zip(self.followed.get(camera)) {
+            board.objects(camera, one.tracker.present().map(|(track, _)| track));
+        }
     }
 
     /// What live video has boxes of from now on.
@@ -249,10 +262,9 @@ impl Step {
         for mut event in events {
             event.clip = self.told.recorder.as_ref().and_then(|recorder| recorder.event(&event));
             event.snapshot = self.topic(&event, looked, &mut jpeg);
-            match (&mut self.told.gallery, &self.told.publisher) {
-                (Some(gallery), _) => gallery.tell(event),
-                (None, Some(publisher)) => publisher.event(&event),
-                (None, None) => {}
+            match &mut self.told.gallery {
+                Some(gallery) => gallery.tell(event),
+                None => self.told.herald.tell(&event),
             }
         }
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use crate::base::sync;
 use crate::base::thread::{self, Thread};
 use crate::base::whole;
 use crate::config::CameraConfig;
+use crate::console::Board;
 use crate::mqtt::{Command, Steering, Watched};
 use crate::types::{CameraId, CameraState, Prompt, Zone};
 
@@ -72,6 +73,7 @@ pub struct Steer {
     cameras: BTreeMap<CameraId, Camera>,
     orders: Mutex<BTreeMap<String, Order>>,
     keeper: Option<Keeper>,
+    board: OnceLock<Board>,
 }
 
 struct Camera {
@@ -129,7 +131,7 @@ impl Steer {
         if let Some(keeper) = keeper.as_ref().filter(|_| orders.len() < found) {
             keeper.put(to_bytes(&orders)?);
         }
-        Ok(Self { cameras, orders: Mutex::new(orders), keeper })
+        Ok(Self { cameras, orders: Mutex::new(orders), keeper, board: OnceLock::new() })
     }
 
     /// Writes down what is not on disk yet, and ends; no later than `deadline`, which is told if it is missed.
@@ -145,6 +147,13 @@ impl Steer {
     /// Every camera as its readers are to be told of it.
     pub fn watched(&self) -> Vec<Watched> {
         self.cameras.iter().map(|(id, camera)| watched(id, camera)).collect()
+    }
+
+    /// Shows what is in force there from now on.
+    pub fn shown_on(&self, board: &Board) {
+        self.watched().iter().for_each(|watched| board.watched(watched));
+        // Once, by the one who starts the stages.
+        self.board.set(board.clone()).ok();
     }
 
     fn keep(&self, camera: &CameraId, configured: &Prompt, command: &Command) -> Result<()> {
@@ -180,7 +189,9 @@ impl Steering for Steer {
         if let Err(error) = self.keep(camera, &known.configured, command) {
             tracing::warn!(%camera, "a command is not kept: {}", error.chain());
         }
-        Ok(watched(camera, known))
+        let watched = watched(camera, known);
+        self.board.get().into_iter().for_each(|board| board.watched(&watched));
+        Ok(watched)
     }
 }
 

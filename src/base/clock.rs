@@ -42,6 +42,19 @@ impl Utc {
     pub fn compact(self) -> String {
         self.to_string().replace(['-', ':'], "")
     }
+
+    /// What `compact` wrote; `None` for anything else.
+    pub fn from_compact(text: &str) -> Option<Self> {
+        let parts = [text.get(..4)?, text.get(4..6)?, text.get(6..11)?, text.get(11..13)?, text.get(13..)?];
+        let [year, month, day, minute, second] = parts;
+        let time = Self::from_rfc3339(&format!("{year}-{month}-{day}:{minute}:{second}"))?;
+        (time.compact() == text).then_some(time)
+    }
+
+    /// From RFC 3339, in any time zone; `None` for anything else.
+    pub fn from_rfc3339(text: &str) -> Option<Self> {
+        text.parse::<jiff::Timestamp>().ok().map(|time| Self { millis: time.as_millisecond() })
+    }
 }
 
 impl From<SystemTime> for Utc {
@@ -69,6 +82,11 @@ mod tests {
         let time = Utc::from_millis(1_795_442_587_120);
         assert_eq!(time.to_string(), "2026-11-23T14:03:07.120Z");
         assert_eq!(time.compact(), "20261123T140307.120Z");
+        assert_eq!(Utc::from_compact("20261123T140307.120Z"), Some(time));
+        assert_eq!(Utc::from_rfc3339("2026-11-23T15:03:07.12+01:00"), Some(time));
+        for other in ["", "20261123T140307Z", "20261123T140307.120", "2026112éT140307.120Z", "20261323T140307.120Z"] {
+            assert_eq!(Utc::from_compact(other), None, "{other}");
+        }
         assert_eq!(Utc::from_millis(0).to_string(), "1970-01-01T00:00:00.000Z");
         assert!((time.epoch() - 1_795_442_587.120).abs() < 1e-6);
     }

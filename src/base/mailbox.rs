@@ -6,10 +6,19 @@
 //!
 //! Several items may be taken at once: those that are there, without waiting for more. What is there is shared evenly
 //! among the takers that have nothing to do, so that none of them stays idle while another has a full hand.
+//!
+//! Beside the slots there is a door, at which guests knock: whatever is to be done that is no camera's. One at a time is let in,
+//! when no item is ready, or once it has waited for two seconds since the last one left: so items come first, and no guest waits
+//! for ever. What a guest brings is none of the mailbox's business.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::base::sync;
+
+/// A guest waits for so long where items are always ready, from its own knock or from the end of the guest before it.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 struct Slot<T> {
     item: Option<T>,
@@ -29,6 +38,30 @@ struct State<T> {
     /// Takers that wait for an item.
     idle: usize,
     closed: bool,
+    guests: Guests,
+}
+
+/// Who waits at the door.
+#[derive(Default)]
+struct Guests {
+    knocks: VecDeque<Instant>,
+    inside: bool,
+    /// When the last one left.
+    left: Option<Instant>,
+}
+
+impl Guests {
+    /// Whether one is let in, who is then inside.
+    fn let_in(&mut self, ready: usize, now: Instant) -> bool {
+        let Some(knock) = self.knocks.front().filter(|_| !self.inside) else { return false };
+        let since = self.left.map_or(*knock, |left| left.max(*knock));
+        if ready > 0 && now.saturating_duration_since(since) < PATIENCE {
+            return false;
+        }
+        self.knocks.pop_front();
+        self.inside = true;
+        true
+    }
 }
 
 impl<T> State<T> {
@@ -87,9 +120,28 @@ pub struct Ticket {
     slot: Option<usize>,
 }
 
+/// Where guests knock. Clones are the same door.
+#[derive(Clone)]
+pub struct Door(Arc<dyn Release>);
+
+/// A guest that was let in; the next one may follow when it is dropped.
+pub struct Pass(Arc<dyn Release>);
+
+/// What a taker has in hand.
+pub enum Taken<T> {
+    /// Items with their tickets, one at least.
+    Items(Vec<(T, Ticket)>),
+    /// The guest that knocked first.
+    Guest(Pass),
+}
+
 /// A mailbox of whatever items.
 trait Release: Send + Sync {
     fn release(&self, slots: &[usize]);
+
+    fn knock(&self);
+
+    fn leave(&self);
 }
 
 impl<T: Send> Release for Shared<T> {
@@ -98,6 +150,32 @@ impl<T: Send> Release for Shared<T> {
         slots.iter().for_each(|&slot| state.slots[slot].in_flight = false);
         drop(state);
         self.filled.notify_all();
+    }
+
+    fn knock(&self) {
+        self.lock().guests.knocks.push_back(Instant::now());
+        self.filled.notify_all();
+    }
+
+    fn leave(&self) {
+        let mut state = self.lock();
+        state.guests.inside = false;
+        state.guests.left = Some(Instant::now());
+        drop(state);
+        self.filled.notify_all();
+    }
+}
+
+impl Door {
+    /// Asks to be let in, once. How many may wait is for those to say who knock.
+    pub fn knock(&self) {
+        self.0.knock();
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.0.leave();
     }
 }
 
@@ -128,6 +206,7 @@ pub fn mailbox<T: Send + 'static>(slots: usize) -> (Vec<Putter<T>>, Taker<T>) {
         putters: slots,
         idle: 0,
         closed: false,
+        guests: Guests::default(),
     };
     let shared = Arc::new(Shared { state: Mutex::new(state), filled: Condvar::new() });
     let putters = (0..slots).map(|slot| Putter { shared: shared.clone(), slot }).collect();
@@ -161,13 +240,39 @@ impl<T: Send + 'static> Taker<T> {
         self.shared.lock().slots.len()
     }
 
+    /// The door of this mailbox.
+    pub fn door(&self) -> Door {
+        Door(self.shared.clone())
+    }
+
     /// Waits for one item and takes with it what else is ready: slots in turn, those in flight left out, `most` at
     /// most (one at least), and no more than an even share where other takers are idle. `None` once every putter is
     /// gone and the slots are empty.
     pub fn take_up_to(&self, most: usize) -> Option<Vec<(T, Ticket)>> {
+        match self.next(most, false)? {
+            Taken::Items(items) => Some(items),
+            Taken::Guest(_) => None,
+        }
+    }
+
+    /// The same, or a guest whose turn it is.
+    pub fn take(&self, most: usize) -> Option<Taken<T>> {
+        self.next(most, true)
+    }
+
+    fn next(&self, most: usize, guests: bool) -> Option<Taken<T>> {
         let mut state = self.shared.lock();
         loop {
             let ready = state.ready();
+            let empty = state.slots.iter().all(|slot| slot.item.is_none());
+            let ended = state.closed || (state.putters == 0 && empty);
+            if guests && !ended && state.guests.let_in(ready, Instant::now()) {
+                if ready > 0 {
+                    // Others may take what is there.
+                    self.shared.filled.notify_all();
+                }
+                return Some(Taken::Guest(Pass(self.shared.clone())));
+            }
             if ready > 0 {
                 let share = ready.div_ceil(1 + state.idle).min(most.max(1));
                 let taken = (0..share).map_while(|_| state.next_ready()).map(|(slot, item)| (item, self.ticket(slot))).collect();
@@ -175,10 +280,9 @@ impl<T: Send + 'static> Taker<T> {
                     // What is left is for the idle ones, who may have slept through its coming.
                     self.shared.filled.notify_all();
                 }
-                return Some(taken);
+                return Some(Taken::Items(taken));
             }
-            let empty = state.slots.iter().all(|slot| slot.item.is_none());
-            if state.closed || (state.putters == 0 && empty) {
+            if ended {
                 return None;
             }
             state.idle += 1;
@@ -295,6 +399,63 @@ mod tests {
         other.0[0].put(10);
         assert_eq!(taken(&other.1), Some(10));
         Ticket::give_back(Vec::new());
+    }
+
+    /// What is taken next, where something is.
+    fn next(taker: &Taker<u32>) -> Result<(Vec<u32>, Vec<Ticket>), Pass> {
+        match taker.take(9).unwrap() {
+            Taken::Items(items) => Ok(items.into_iter().unzip()),
+            Taken::Guest(pass) => Err(pass),
+        }
+    }
+
+    #[test]
+    fn a_guest_comes_in_where_no_item_is_ready_and_one_at_a_time() {
+        let (putters, taker) = mailbox(2);
+        let door = taker.door();
+        (0..3).for_each(|_| door.knock());
+        putters[0].put(1);
+        let (first, ticket) = next(&taker).ok().unwrap();
+        assert_eq!(first, [1], "items come first");
+        // The camera in flight has another one, which is not ready: the guest is served meanwhile.
+        putters[0].put(2);
+        let pass = next(&taker).err().unwrap();
+        let other = taker.clone();
+        let waiting = std::thread::spawn(move || next(&other).map(|(items, _)| items).ok());
+        while taker.shared.lock().idle < 1 {
+            std::thread::yield_now();
+        }
+        // The second guest is not let in while the first is there; an item is.
+        drop(ticket);
+        assert_eq!(waiting.join().unwrap(), Some(vec![2]));
+        drop(pass);
+        drop(next(&taker).err().unwrap());
+        drop(next(&taker).err().unwrap());
+        assert!(taker.shared.lock().guests.knocks.is_empty());
+    }
+
+    #[test]
+    fn where_items_are_always_ready_a_guest_waits_for_two_seconds_and_the_next_for_two_more() {
+        let mut guests = Guests::default();
+        let begin = Instant::now();
+        let at = |millis| begin + Duration::from_millis(millis);
+        guests.knocks.extend([at(0), at(100)]);
+        assert!(!guests.let_in(1, at(1999)) && guests.let_in(1, at(2000)));
+        assert!(!guests.let_in(0, at(9000)), "one is inside");
+        (guests.inside, guests.left) = (false, Some(at(3000)));
+        assert!(!guests.let_in(5, at(4999)) && guests.let_in(5, at(5000)));
+        (guests.inside, guests.left) = (false, Some(at(6000)));
+        assert!(!guests.let_in(0, at(9000)), "nobody waits");
+    }
+
+    #[test]
+    fn takers_of_items_alone_see_no_guest_and_guests_do_not_hold_the_end_up() {
+        let (putters, taker) = mailbox(1);
+        taker.door().knock();
+        putters[0].put(7);
+        assert_eq!(taken(&taker), Some(7));
+        drop(putters);
+        assert!(taken(&taker).is_none() && taker.take(1).is_none());
     }
 
     #[derive(Clone, Debug)]

@@ -41,12 +41,16 @@ pub struct Latency(Arc<Mutex<Ring>>);
 struct Ring {
     millis: Vec<f64>,
     next: usize,
+    count: u64,
+    sum: Duration,
 }
 
 impl Latency {
     /// Adds one sample.
     pub fn record(&self, took: Duration) {
         let mut ring = sync::lock(&self.0);
+        ring.count += 1;
+        ring.sum = ring.sum.saturating_add(took);
         let millis = took.as_secs_f64() * 1000.0;
         if ring.millis.len() < SAMPLES {
             ring.millis.push(millis);
@@ -55,6 +59,12 @@ impl Latency {
             ring.millis[next] = millis;
             ring.next = (next + 1) % SAMPLES;
         }
+    }
+
+    /// How many samples there ever were, and their sum.
+    pub fn all(&self) -> (u64, Duration) {
+        let ring = sync::lock(&self.0);
+        (ring.count, ring.sum)
     }
 
     /// The value in milliseconds below which `share` (0..=1) of the kept samples lie (nearest rank); `None` without samples.
@@ -125,6 +135,7 @@ mod tests {
             latency.record(Duration::from_millis(1));
         }
         assert_eq!(latency.percentile(1.0), Some(1.0));
+        assert_eq!(latency.all(), (SAMPLES as u64 + 1, Duration::from_millis(3_600_000 + SAMPLES as u64)));
     }
 
     #[test]

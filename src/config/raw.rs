@@ -61,10 +61,10 @@ pub(super) fn parse(text: &str, env: Env<'_>, checks: &Checks<'_>) -> Result<Con
     let known = Some(&cameras[..]).filter(|cameras| cameras.len() == count);
     let output = output(root.section("output"), count > 1, known, outside);
     let record = record::table(&mut root, &cameras);
-    let gallery = gallery::table(&mut root);
+    let (gallery, history) = gallery::table(&mut root);
     let console = console::table(root.section("console"), outside);
     let (mqtt, log) = (mqtt(root.section("mqtt"), outside), log(root.section("log")));
-    let config = Config { model, cameras, output, record, gallery, mqtt, console, log };
+    let config = Config { model, cameras, output, record, gallery, history, mqtt, console, log };
     root.finish();
     match document.into_faults() {
         faults if faults.is_empty() => Ok(config),

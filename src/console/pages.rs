@@ -1,4 +1,4 @@
-//! The plain pages: where to log in, what there is to watch, and whether all is well. None needs a script.
+//! The plain pages: where to log in, and whether all is well. None needs a script.
 
 use std::time::Duration;
 
@@ -11,7 +11,6 @@ use percent_encoding::percent_decode_str;
 use crate::console::Desk;
 use crate::console::guard::COOKIE;
 use crate::console::reply::Refusal;
-use crate::types::CameraId;
 
 /// The most of a request's body that is read.
 const MOST: usize = 4096;
@@ -21,18 +20,6 @@ const STAYS: u32 = 30 * 86_400;
 
 /// After a wrong token, so that guessing is slow.
 const PAUSE: Duration = Duration::from_millis(300);
-
-/// What there is to watch.
-pub async fn index(State(desk): State<Desk>) -> Html<String> {
-    // Ids are of a-z, 0-9, _ and - alone.
-    let line = |id: &CameraId| {
-        let link = |to: &str, name: &str| format!("<a href=\"/live/{id}{to}\">{name}</a>");
-        format!("<li>{id}: {}, {}, {}</li>", link(".mjpeg", "live"), link(".jpg", "picture"), link("/index.m3u8", "HLS"))
-    };
-    let cameras: String = desk.screens.jpegs.cameras().map(line).collect();
-    let out = if desk.guard.is_closed() { "<form method=\"post\" action=\"/logout\"><button>Log out</button></form>" } else { "" };
-    page("palisade", &format!("<ul>{cameras}</ul>{out}"))
-}
 
 /// Where to log in.
 pub async fn ask(State(desk): State<Desk>) -> Response {

@@ -18,15 +18,21 @@ impl Refusal {
     pub const NOTHING_HERE: Self = Self::fixed(StatusCode::NOT_FOUND, "there is nothing at this address");
     /// POST where there is GET only, or the other way round.
     pub const OTHER_METHOD: Self =
-        Self::fixed(StatusCode::METHOD_NOT_ALLOWED, "this address is not asked so; try GET, or POST where something is changed");
+        Self::fixed(StatusCode::METHOD_NOT_ALLOWED, "this address is not asked so; try GET, or POST or PUT where something is changed");
 
-    const fn fixed(status: StatusCode, sentence: &'static str) -> Self {
+    /// A refusal that never differs.
+    pub const fn fixed(status: StatusCode, sentence: &'static str) -> Self {
         Self { status, sentence: Cow::Borrowed(sentence), retry: false }
     }
 
     /// With what is wrong, and what would be right.
     pub fn new(status: StatusCode, sentence: impl Into<Cow<'static, str>>) -> Self {
         Self { status, sentence: sentence.into(), retry: false }
+    }
+
+    /// What should not be.
+    pub const fn defect() -> Self {
+        Self::fixed(StatusCode::INTERNAL_SERVER_ERROR, "this could not be done, and the log may say why; please report it")
     }
 
     /// Not now, but soon.

@@ -1,10 +1,12 @@
 //! PaliGemma as a detector: a session on shared weights, with the bounds of the configuration and the drafts that all
 //! workers share.
 
+use image::RgbImage;
+
 use crate::base::error::Result;
 use crate::detect::{Detector, Drafts, Job};
-use crate::model::{Limits, PaliGemma, Session};
-use crate::types::Answer;
+use crate::model::{Limits, PaliGemma, Question, Session};
+use crate::types::{Answer, Prompt};
 
 /// One worker's session with the model.
 pub struct PaliGemmaDetector {
@@ -25,6 +27,10 @@ impl Detector for PaliGemmaDetector {
         let Self { session, limits, drafts } = self;
         drafts.ask(batch, |questions| session.answer_all(questions, limits))
     }
+
+    fn ask(&mut self, image: &RgbImage, prompt: &Prompt) -> Result<Answer> {
+        self.session.answer(&Question { image, prompt: prompt.text(), draft: &[] }, &self.limits)
+    }
 }
 
 #[cfg(test)]
@@ -35,7 +41,7 @@ mod tests {
     use super::*;
     use crate::detect::tests::job;
     use crate::model::{LoadOptions, Snapshot};
-    use crate::types::{Device, Dtype, MinScore, Prompt};
+    use crate::types::{Device, Dtype, MinScore};
 
     #[test]
     fn a_still_scene_is_answered_alike_by_any_worker_and_in_any_company() {

@@ -38,6 +38,14 @@ impl Detector for ByWidth {
         };
         batch.iter().filter_map(one).collect()
     }
+
+    fn ask(&mut self, image: &RgbImage, prompt: &Prompt) -> Result<Answer> {
+        match image.width() {
+            1 => Err(Error::new(Kind::Input, "too small")),
+            2 => panic!("a test panics"),
+            _ => Ok(answer(prompt.text())),
+        }
+    }
 }
 
 /// Tells the cameras of each batch, and answers when it is told to.
@@ -51,6 +59,12 @@ impl Detector for Gated {
         self.told.send(batch.iter().map(|job| job.frame.camera.to_string()).collect()).unwrap();
         self.go.recv().unwrap();
         batch.iter().map(|_| Ok(answer(""))).collect()
+    }
+
+    fn ask(&mut self, _: &RgbImage, prompt: &Prompt) -> Result<Answer> {
+        self.told.send(vec![format!("guest {}", prompt.text())]).unwrap();
+        self.go.recv().unwrap();
+        Ok(answer(prompt.text()))
     }
 }
 
@@ -182,5 +196,69 @@ fn with_many_workers_and_batches_a_cameras_frames_stay_in_order() {
     }
     feeder.join().unwrap();
     assert_eq!(last, [299; 5]);
+    drop(threads);
+}
+
+/// Asks, and returns where the reply comes.
+fn inquire(guests: &Guests, width: u32, prompt: &str) -> Option<mpsc::Receiver<Result<Reply>>> {
+    let (send, reply) = mpsc::channel();
+    let tell = Box::new(move |reply| send.send(reply).unwrap());
+    guests.ask(Arc::new(RgbImage::new(width, 1)), Arc::new(Prompt::new(prompt).unwrap()), tell).then_some(reply)
+}
+
+#[test]
+fn guests_are_answered_behind_the_cameras_and_counted_for_none() {
+    let metrics = Metrics::new();
+    let (putters, jobs) = mailbox(2);
+    let (send, found) = bounded(9);
+    let (told, batches) = mpsc::channel();
+    let (release, go) = bounded(1);
+    let guests = Guests::new(&jobs, &metrics);
+    let threads = start_with(vec![Box::new(Gated { told, go })], 1, &jobs, &guests, &send, &metrics).unwrap();
+    putters[0].put(job("a", 9));
+    assert_eq!(batches.recv().unwrap(), ["a"]);
+    let replies: Vec<_> = ["q1", "q2", "q3", "q4"].map(|prompt| inquire(&guests, 9, prompt).unwrap()).into();
+    assert!(inquire(&guests, 9, "q5").is_none());
+    putters[1].put(job("b", 9));
+    release.send(()).unwrap();
+    assert_eq!(batches.recv().unwrap(), ["b"], "it came later, and goes first");
+    release.send(()).unwrap();
+    for (prompt, reply) in ["q1", "q2", "q3"].iter().zip(&replies) {
+        assert_eq!(batches.recv().unwrap(), [format!("guest {prompt}")]);
+        release.send(()).unwrap();
+        let reply = reply.recv().unwrap().unwrap();
+        assert_eq!((reply.answer.raw.as_str(), reply.queued > Duration::ZERO), (*prompt, true));
+    }
+    assert_eq!(found.recv().unwrap().len() + found.recv().unwrap().len(), 2);
+    // Who waits when the workers end finds out.
+    assert_eq!(batches.recv().unwrap(), ["guest q4"]);
+    let last = inquire(&guests, 9, "q6").unwrap();
+    drop((putters, jobs, send));
+    release.send(()).unwrap();
+    assert!(replies[3].recv().unwrap().is_ok());
+    assert!(last.recv().is_err());
+    drop(threads);
+    assert!(inquire(&guests, 9, "q7").is_none());
+    let count = |name: &'static str| metrics.counter(name, "all").get();
+    assert_eq!((count("questions_answered"), count("questions_refused")), (4, 2));
+    assert_eq!(metrics.counter("batches", "1").get(), 2);
+    assert_eq!(metrics.counter("answer_tokens", "a").get() + metrics.counter("answer_tokens", "b").get(), 6);
+}
+
+#[test]
+fn a_guest_whose_picture_fails_or_panics_costs_nobody_else_anything() {
+    let metrics = Metrics::new();
+    let (putters, jobs) = mailbox(1);
+    let (send, found) = bounded(1);
+    let guests = Guests::new(&jobs, &metrics);
+    let threads = start_with(vec![Box::new(ByWidth)], 1, &jobs, &guests, &send, &metrics).unwrap();
+    for (width, sentence) in [(1, "too small"), (2, "the detector panicked; this is a defect, please report it")] {
+        assert_eq!(inquire(&guests, width, "detect x").unwrap().recv().unwrap().unwrap_err().to_string(), sentence);
+    }
+    putters[0].put(job("a", 7));
+    assert_eq!(found.recv().unwrap()[0].answer.raw, "7");
+    assert_eq!(metrics.counter("questions_failed", "all").get(), 2);
+    assert_eq!(metrics.counter("frames_failed", "a").get(), 0);
+    drop((send, jobs, putters));
     drop(threads);
 }

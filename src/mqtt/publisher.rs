@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::base::clock::Utc;
+use crate::base::error::{Error, Kind, Result};
 use crate::base::metrics::Metrics;
 use crate::base::sync;
 use crate::config::Durable;
@@ -48,6 +49,8 @@ pub(super) struct Inner {
     pub(super) control: Option<Mutex<Control>>,
     /// Who obeys them.
     pub(super) steering: OnceLock<Arc<dyn Steering>>,
+    /// Held while one is obeyed.
+    pub(super) commands: Mutex<()>,
     /// Pictures of objects are published.
     pub(super) snapshots: bool,
     pub(super) cameras: Mutex<Cameras>,
@@ -225,6 +228,30 @@ impl Publisher {
         self.0.desk.lock().outbox().unsaved_count()
     }
 
+    /// The first levels of every topic.
+    pub fn prefix(&self) -> &str {
+        self.0.topics.prefix()
+    }
+
+    /// How many records wait for the broker, in memory and on disk.
+    pub fn waiting(&self) -> usize {
+        self.0.desk.lock().depth().0
+    }
+
+    /// Has a command obeyed, from wherever it came, and tells the camera's readers.
+    ///
+    /// # Errors
+    /// When there is no such camera, it is not open, or the command came too early.
+    pub fn command(&self, camera: &CameraId, command: &Command) -> Result<Watched> {
+        let too_early = || Error::new(Kind::Internal, "it came too early");
+        let steering = self.0.steering.get().ok_or_else(too_early)?;
+        // One at a time: what is told last is what is in force.
+        let _alone = sync::lock(&self.0.commands);
+        let watched = steering.steer(camera, command)?;
+        self.watch(&watched);
+        Ok(watched)
+    }
+
     /// Why there is no link to the broker, in a sentence; `None` while there is one.
     pub fn trouble(&self) -> Option<String> {
         self.0.health.trouble()
@@ -269,12 +296,8 @@ impl Publisher {
     }
 
     fn obey(&self, camera: &CameraId, command: &Command) {
-        let Some(steering) = self.0.steering.get() else { return self.warn("a command over MQTT is refused", "it came too early") };
-        match steering.steer(camera, command) {
-            Ok(watched) => {
-                tracing::info!(%camera, "told over MQTT: {command:?}");
-                self.watch(&watched);
-            }
+        match self.command(camera, command) {
+            Ok(_) => tracing::info!(%camera, "told over MQTT: {command:?}"),
             Err(error) => self.warn("a command over MQTT is refused", &error.chain()),
         }
     }

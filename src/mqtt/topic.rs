@@ -38,6 +38,11 @@ impl Topics {
         format!("{}/-", self.prefix)
     }
 
+    /// The first levels of every topic.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// What a camera is doing: `P/<camera>/status`.
     pub fn camera_status(&self, camera: &CameraId) -> String {
         format!("{}/{camera}/status", self.prefix)

@@ -175,7 +175,7 @@ fn camera(
         decode: args.decode,
         ..CameraConfig::new(id(number)?, Input::Uri(uri.to_owned()), Prompt::new("detect nothing")?)
     };
-    let hooks = app::hooks(&camera, app::Asked::of(&camera), putter, drop, metrics);
+    let hooks = app::hooks(&camera, app::Asked::of(&camera), putter, app::Lens::default(), drop, metrics);
     source::start(camera, hooks, decoders, metrics, shutdown.clone())
 }
 

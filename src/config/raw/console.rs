@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::base::redact::{ExposeSecret, SecretString};
 use crate::config::ConsoleConfig;
-use crate::config::raw::{Outside, secret};
+use crate::config::raw::{Outside, STATE_DIR, secret};
 use crate::config::reader::Section;
 
 /// Where a token is looked for beside its file.
@@ -38,8 +38,10 @@ pub(super) fn table(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Opti
         section.fault("listen", section.offset_of("listen"), &line);
     }
     let hosts = hosts(&mut section);
+    let control = section.flag("control", false).value;
+    let state_dir = section.text("state_dir").map_or_else(|| STATE_DIR.into(), |text| text.value.into());
     section.finish();
-    Some(ConsoleConfig { listen: listen?, token, hosts })
+    Some(ConsoleConfig { listen: listen?, token, hosts, control, state_dir })
 }
 
 /// An address and a port; `None` where it is wrong.

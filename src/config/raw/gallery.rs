@@ -1,18 +1,37 @@
-//! `[events.snapshots]`: where pictures of objects go, what they show, and how many stay.
+//! `[events]`: where it is written down what was seen. `[events.snapshots]`: where pictures of objects go, what they show, and how
+//! many stay.
 
-use crate::config::GalleryConfig;
-use crate::config::raw::{required, retention};
+use std::time::Duration;
+
+use crate::config::raw::{DAY, required, retention};
 use crate::config::reader::Section;
+use crate::config::{GalleryConfig, HistoryConfig};
 
-/// The table, if there is one.
-pub(super) fn table(root: &mut Section<'_, '_>) -> Option<GalleryConfig> {
+/// The tables, as far as there are any.
+pub(super) fn table(root: &mut Section<'_, '_>) -> (Option<GalleryConfig>, Option<HistoryConfig>) {
     let mut events = root.section("events");
     let mut section = events.section("snapshots");
     let exists = section.exists();
     let config = exists.then(|| read(&mut section)).flatten();
     section.finish();
+    let history = history(&mut events);
     events.finish();
-    config
+    (config, history)
+}
+
+fn history(events: &mut Section<'_, '_>) -> Option<HistoryConfig> {
+    if !events.holds("database") {
+        if events.holds("keep_days") {
+            events.missing("database", "the file that keep_days is for");
+        }
+        // Known all the same, so that it is not told of twice.
+        events.number("keep_days", 0.001..=3650.0, 30.0);
+        return None;
+    }
+    let file = required(events, "database", "an SQLite file, which is made where there is none");
+    let default = HistoryConfig::new(file.as_ref().map(|file| file.value.clone().into()).unwrap_or_default());
+    let days = events.number("keep_days", 0.001..=3650.0, default.keep_for.as_secs_f64() / DAY);
+    file.map(|_| HistoryConfig { keep_for: Duration::from_secs_f64(days * DAY), ..default })
 }
 
 fn read(section: &mut Section<'_, '_>) -> Option<GalleryConfig> {

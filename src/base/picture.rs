@@ -8,9 +8,11 @@
 //! PNG, GIF, BMP and WebP come out equal to the byte. A JPEG does not: its decoders may differ in rounding and in how they
 //! spread colour, and this one is off libjpeg-turbo's by up to 5 of 255 at single pixels, by less than 0.1 in the mean.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader, Cursor, Seek};
 use std::path::Path;
 
-use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageReader, Pixel, RgbImage};
+use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageReader, Pixel, RgbImage};
 
 use crate::base::error::{Context, Error, Kind, Result};
 
@@ -20,32 +22,65 @@ const MAX_SIDE: u32 = 8192;
 /// The most memory a picture may take while it is decoded, in bytes.
 const MAX_BYTES: u64 = 128 << 20;
 
+/// Why bytes are no picture that can be used.
+#[derive(Debug)]
+pub enum Unfit {
+    /// It has too many pixels.
+    Large(Error),
+    /// It is none, or damaged.
+    Broken(Error),
+}
+
+impl Unfit {
+    /// Why, in words.
+    pub fn into_error(self) -> Error {
+        match self {
+            Self::Large(error) | Self::Broken(error) => error,
+        }
+    }
+}
+
 /// Reads a picture of any common format, turned upright by its EXIF orientation.
 ///
 /// # Errors
 /// When it is no picture, is damaged, or is larger than 8192×8192 pixels or 128 MiB.
 pub fn read_image(path: &Path) -> Result<RgbImage> {
-    let fail = || format!("image {} cannot be read", path.display());
-    let mut reader = ImageReader::open(path).context(Kind::Input, fail)?.with_guessed_format().context(Kind::Input, fail)?;
+    let name = format!("image {}", path.display());
+    let file = File::open(path).context(Kind::Input, || format!("{name} cannot be read"))?;
+    decode(BufReader::new(file), &name).map_err(Unfit::into_error)
+}
+
+/// As `read_image`, of the bytes of a file.
+///
+/// # Errors
+/// As `read_image`; the sentence begins with `name`.
+pub fn from_bytes(bytes: &[u8], name: &str) -> std::result::Result<RgbImage, Unfit> {
+    decode(Cursor::new(bytes), name)
+}
+
+fn decode(bytes: impl BufRead + Seek, name: &str) -> std::result::Result<RgbImage, Unfit> {
+    let most = MAX_BYTES >> 20;
+    let right = || {
+        format!("{name} cannot be read; must be a whole PNG, JPEG, GIF, BMP or WebP of at most {MAX_SIDE}×{MAX_SIDE} pixels and {most} MiB")
+    };
+    let unfit = |error: ImageError| {
+        let large = matches!(error, ImageError::Limits(_));
+        let error = Error::new(Kind::Input, right()).because(error);
+        if large { Unfit::Large(error) } else { Unfit::Broken(error) }
+    };
+    let mut reader = ImageReader::new(bytes).with_guessed_format().map_err(|error| unfit(ImageError::IoError(error)))?;
     let mut limits = image::Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_BYTES);
     reader.limits(limits);
-    let too_large = || {
-        format!(
-            "{}; must be a whole PNG, JPEG, GIF, BMP or WebP of at most {MAX_SIDE}×{MAX_SIDE} pixels and {} MiB",
-            fail(),
-            MAX_BYTES >> 20
-        )
-    };
-    let mut decoder = reader.into_decoder().context(Kind::Input, too_large)?;
+    let mut decoder = reader.into_decoder().map_err(unfit)?;
     let (width, height) = decoder.dimensions();
     let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
     if width > MAX_SIDE || height > MAX_SIDE || decoder.total_bytes() > MAX_BYTES {
-        return Err(Error::new(Kind::Input, format!("{}: it is {width}×{height}", too_large())));
+        return Err(Unfit::Large(Error::new(Kind::Input, format!("{}: it is {width}×{height}", right()))));
     }
-    let image = DynamicImage::from_decoder(decoder).context(Kind::Input, too_large)?;
+    let image = DynamicImage::from_decoder(decoder).map_err(unfit)?;
     // First 8 bits a channel: there is less to turn then.
     let mut image = DynamicImage::ImageRgb8(to_rgb8(image));
     image.apply_orientation(orientation);

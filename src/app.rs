@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod check;
 pub mod demo;
+mod feed;
 mod herald;
 mod likeness;
 pub mod log;
@@ -17,26 +18,22 @@ mod standing;
 mod steer;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use crate::annotate::Annotator;
 use crate::base::claim::Claim;
-use crate::base::clock::Utc;
 use crate::base::error::{Error, Kind, Result};
-use crate::base::mailbox::{Put, Putter, mailbox};
+use crate::base::mailbox::mailbox;
 use crate::base::metrics::Metrics;
 use crate::base::shutdown::Shutdown;
-use crate::base::sync;
 use crate::base::systemd;
 use crate::base::thread::{self, Thread};
 use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig, Record, RtspVideo};
-use crate::console::{Back, Board, Console, Late, Lens, Limits as ConsoleLimits, Ready, Screens};
-use crate::detect::{self, Detector, Drafts, Guests, Job, PaliGemmaDetector};
-use crate::gate::Gate;
+use crate::console::{Back, Console, Late, Limits as ConsoleLimits, Ready, Screens};
+use crate::detect::{self, Detector, Drafts, Guests, PaliGemmaDetector};
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
 use crate::mqtt::{self, Mqtt, Patience, Publisher, Watched};
 use crate::sink::gallery::{Draw, Gallery, Rooms};
@@ -45,13 +42,14 @@ use crate::sink::record::{Recorded, Recorder, Tape};
 use crate::sink::snapshot::SnapshotSink;
 use crate::sink::video::{CustomSink, FileSink, Hls, Jpegs, Live, LiveSink, RtspSink};
 use crate::sink::{Fanout, Sink};
-use crate::source::{self, Decoders, Hooks, Source, Tapped, WantsRaw};
-use crate::types::{CameraId, CameraState, CameraStatus, Encoded, Event};
+use crate::source::{self, Decoders, Source};
+use crate::types::{CameraId, Event};
+use feed::{Ears, start_source};
 use herald::Herald;
 use paint::Brush;
 use results::{Results, Told};
 use standing::Standing;
-use steer::{Asked, Steer};
+use steer::Steer;
 
 /// From the order to stop: how long a worker may finish its frame; an answer of a large model may take longer.
 const WORKERS_GRACE: Duration = Duration::from_secs(2);
@@ -269,22 +267,6 @@ struct Outputs {
     back: Option<Back>,
 }
 
-/// Who is told of a camera as its source runs.
-struct Ears {
-    tape: Option<Tape>,
-    live: Option<Live>,
-    publisher: Option<Publisher>,
-    board: Option<Board>,
-}
-
-impl Ears {
-    fn status(&self, status: &CameraStatus) {
-        self.publisher.iter().for_each(|publisher| publisher.camera_status(status));
-        self.live.iter().for_each(|live| live.status(status));
-        self.board.iter().for_each(|board| board.status(status));
-    }
-}
-
 /// The running stages, in the order of the data.
 struct Daemon {
     sources: Vec<Source>,
@@ -346,7 +328,7 @@ impl Daemon {
                     }
                 }
             } else {
-                ears.status(&disabled(&camera.id));
+                ears.disabled(&camera.id);
             }
         }
         Ok(Self { sources, decoders, workers, results, mqtt, history })
@@ -426,82 +408,4 @@ impl Daemon {
         tracing::info!(seconds = begin.elapsed().as_secs_f32(), "stopped");
         begin
     }
-}
-
-fn start_source(
-    camera: CameraConfig,
-    asked: Asked,
-    putter: Putter<Job>,
-    ears: Ears,
-    decoders: &Decoders,
-    shutdown: &Shutdown,
-    metrics: &Metrics,
-) -> Result<Source> {
-    let (tape, live) = (ears.tape.clone(), ears.live.clone());
-    let lens = ears.board.as_ref().and_then(|board| board.lens(&camera.id)).unwrap_or_default();
-    let noted = asked.clone();
-    let status = move |status: CameraStatus| {
-        noted.note(status.state);
-        ears.status(&status);
-    };
-    let mut hooks = hooks(&camera, asked, putter, lens, status, metrics);
-    hooks.raw = live.clone().map(|live| {
-        let id = camera.id.clone();
-        Box::new(move || live.is_watched(&id)) as WantsRaw
-    });
-    hooks.encoded = (tape.is_some() || live.is_some()).then(|| {
-        let id = camera.id.clone();
-        Box::new(move |encoded: Encoded| {
-            if let (Some(live), Encoded::Unit(unit)) = (&live, &encoded) {
-                live.encoded(&id, unit.clone());
-            }
-            if let Some(tape) = &tape {
-                tape.take(encoded);
-            }
-        }) as Tapped
-    });
-    source::start(camera, hooks, decoders, metrics, shutdown.clone())
-}
-
-/// What a camera's source calls: its gate, its place in the mailbox, `lens` where somebody wants a picture as it is, and `status`.
-fn hooks(
-    camera: &CameraConfig,
-    asked: Asked,
-    putter: Putter<Job>,
-    lens: Lens,
-    status: impl FnMut(CameraStatus) + Send + 'static,
-    metrics: &Metrics,
-) -> Hooks {
-    let gate = Arc::new(Mutex::new(Gate::new(camera.interval, camera.motion.clone(), &camera.id, metrics)));
-    let ahead = gate.clone();
-    let [wanted, admitted] = [asked.clone(), asked.clone()];
-    let dropped = metrics.counter("frames_dropped", camera.id.as_str());
-    let [wished, asked_for] = [lens.clone(), lens.clone()];
-    // Of the frame that was admitted last: whether it is for the model, too.
-    let due = Arc::<AtomicBool>::default();
-    let looked_at = due.clone();
-    Hooks {
-        wants: Box::new(move |candidate| wished.wants() || (wanted.detects() && sync::lock(&ahead).wants(candidate.received))),
-        admit: Box::new(move |candidate, luma| {
-            let look = admitted.detects() && sync::lock(&gate).admit(candidate.received, luma);
-            due.store(look, Ordering::Release);
-            look || asked_for.wants()
-        }),
-        deliver: Box::new(move |frame| {
-            if lens.wants() {
-                lens.take(&frame);
-            }
-            if looked_at.load(Ordering::Acquire) && putter.put(Job { frame, prompt: asked.prompt() }) != Put::Stored {
-                dropped.add();
-            }
-        }),
-        status: Box::new(status),
-        encoded: None,
-        raw: None,
-    }
-}
-
-fn disabled(camera: &CameraId) -> CameraStatus {
-    let reason = "disabled in the configuration".to_owned();
-    CameraStatus { camera: camera.clone(), state: CameraState::Disabled, reason, since: Utc::now(), fps: 0.0 }
 }

@@ -45,7 +45,7 @@ pub use back::{Back, Check, Late};
 pub use board::{Board, Lens};
 pub use metrics::{COUNTS, Count, GAUGES, TIMES};
 
-/// Pictures that are asked about at once, with the one that is looked at: their bytes are held in memory.
+/// Pictures that are asked about at once: four wait, as the files that they are, for the one that is looked at.
 const ASKERS: usize = 5;
 
 /// Whether the daemon does what it is there for; if not, why.
@@ -98,6 +98,8 @@ struct Desk {
     control: bool,
     streams: Arc<Semaphore>,
     askers: Arc<Semaphore>,
+    /// Of the one whose picture the model is to look at.
+    turn: Arc<Semaphore>,
     /// What takes long.
     works: Arc<Helper>,
     /// What waits for a disk.
@@ -125,8 +127,8 @@ impl Console {
         let control = config.control;
         let (works, disk) = (Arc::new(Helper::start("console-works")?), Arc::new(Helper::start("console-disk")?));
         let reader = screens.back.history.as_ref().map(|history| Arc::new(Mutex::new(history.reader())));
-        let (streams, askers) = (Arc::new(Semaphore::new(limits.streams)), Arc::new(Semaphore::new(ASKERS)));
-        let routes = |stopping| routes(Desk { guard, screens: shown, limits, control, streams, askers, works, disk, reader, stopping });
+        let [streams, askers, turn] = [limits.streams, ASKERS, 1].map(|places| Arc::new(Semaphore::new(places)));
+        let routes = |stopping| routes(Desk { guard, screens: shown, limits, control, streams, askers, turn, works, disk, reader, stopping });
         let server = Server::start(config.listen, limits, metrics, routes)?;
         let (address, token) = (server.address(), config.token.is_some());
         tracing::info!(listen = %address, token, "http server up");

@@ -30,6 +30,9 @@ const GIGABYTE: f64 = 1e9;
 /// Where state is kept: the service's state folder.
 const STATE_DIR: &str = "/var/lib/palisade";
 
+/// A file with a secret in it, bytes.
+const MOST_SECRET: u64 = 65_536;
+
 /// Reads an environment variable; a parameter, so that tests need not touch the process's own.
 type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
 
@@ -158,7 +161,7 @@ fn secret(section: &mut Section<'_, '_>, key: &'static str, variable: Option<&st
         return value.filter(|value| !value.is_empty()).map(SecretString::from);
     };
     let what = key.trim_end_matches("_file");
-    match std::fs::read_to_string(&file.value) {
+    match read_secret(Path::new(&file.value)) {
         Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
             section.fault(key, file.offset, &format!("{} is empty; must hold the {what}", file.value));
             None
@@ -169,6 +172,15 @@ fn secret(section: &mut Section<'_, '_>, key: &'static str, variable: Option<&st
             None
         }
     }
+}
+
+/// What a file holds; no more than any secret has, and no device: the configuration may be somebody's who only asks whether it holds.
+fn read_secret(path: &Path) -> std::io::Result<String> {
+    let meta = std::fs::metadata(path)?;
+    if !meta.is_file() || meta.len() > MOST_SECRET {
+        return Err(std::io::Error::other(format!("must be a file of at most {MOST_SECRET} bytes")));
+    }
+    std::fs::read_to_string(path)
 }
 
 fn output(mut section: Section<'_, '_>, several: bool, cameras: Option<&[CameraConfig]>, outside: &Outside<'_>) -> OutputConfig {

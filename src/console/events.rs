@@ -139,7 +139,11 @@ async fn file(
     media: &'static str,
     path: fn(&Back, &Entry) -> Option<PathBuf>,
 ) -> Result<Response, Refusal> {
-    let place = desk.streams.clone().try_acquire_owned().map_err(|_| Refusal::soon("there are too many viewers; try it later"))?;
+    // A picture is small; a clip may take as long as somebody looks at it.
+    let place = match media {
+        "video/mp4" => Some(desk.streams.clone().try_acquire_owned().map_err(|_| Refusal::soon("there are too many viewers; try it later"))?),
+        _ => None,
+    };
     let back = desk.screens.back.clone();
     let kept = ask(&desk, move |reader| {
         let entry = reader.get(&id)?;

@@ -1,6 +1,8 @@
 //! What may take long or wait for a disk is done by threads of their own, one piece of work after the other: the server's own never
 //! blocks.
 
+use std::time::{Duration, Instant};
+
 use crossbeam_channel::{Sender, bounded};
 use tokio::sync::oneshot;
 
@@ -10,6 +12,9 @@ use crate::console::reply::Refusal;
 
 /// Pieces of work that wait, at most.
 const WAITING: usize = 64;
+
+/// For the piece that is under way at the end.
+const GRACE: Duration = Duration::from_millis(250);
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -56,6 +61,6 @@ impl Drop for Helper {
     fn drop(&mut self) {
         drop(self.work.take());
         // It may be in the hands of a disk that hangs, and nothing is lost with it.
-        self.thread.take().into_iter().for_each(Thread::leave);
+        self.thread.take().into_iter().for_each(|thread| _ = thread.join_until(Instant::now() + GRACE));
     }
 }

@@ -66,13 +66,18 @@ pub async fn detect(State(desk): State<Desk>, request: Request) -> Said {
     // Before anything of the body is held.
     let _place = desk.askers.clone().try_acquire_owned().map_err(|_| busy())?;
     let Form { prompt, subject } = form(&desk, request).await?;
+    // One picture at a time is held as pixels, until it is answered, whether or not who asked still waits.
+    let turn = timeout(ANSWER, desk.turn.clone().acquire_owned()).await.map_err(|_| busy())?.map_err(|_| busy())?;
     let image = match subject {
         Subject::File(bytes) => Arc::new(desk.works.run(move || decode(&bytes)).await??),
         Subject::Camera(id) => current(&desk, &id).await?,
     };
     let (prompt, begin) = (Arc::new(prompt), Instant::now());
     let (send, reply) = oneshot::channel();
-    let tell = Box::new(move |reply| _ = send.send(reply));
+    let tell = Box::new(move |reply| {
+        drop(turn);
+        _ = send.send(reply);
+    });
     if !late.guests.ask(image.clone(), prompt.clone(), tell) {
         return Err(busy());
     }

@@ -78,7 +78,9 @@ impl Node {
     }
 
     fn detect(&self, fields: &[&str]) -> (u16, Value) {
-        let words: Vec<&str> = fields.iter().flat_map(|field| ["-F", field]).collect();
+        // Of text, curl would read what stands behind a semicolon as something else.
+        let kind = |field: &str| if field.starts_with("image=@") { "-F" } else { "--form-string" };
+        let words: Vec<&str> = fields.iter().flat_map(|field| [kind(field), field]).collect();
         let (status, body) = self.curl("/api/v1/detect", &words);
         (status, serde_json::from_slice(&body).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&body))))
     }

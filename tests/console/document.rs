@@ -1,13 +1,24 @@
 //! What is written down of the server is what it does: the document of its API, the table of its counts, its files.
 
 use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use palisade::console::{COUNTS, GAUGES, Limits, OPENAPI, TIMES};
+use palisade::base::error::{Error, Kind, Result};
+use palisade::base::mailbox::mailbox;
+use palisade::base::metrics::Metrics;
+use palisade::console::{COUNTS, Console, GAUGES, Late, Limits, OPENAPI, TIMES};
+use palisade::detect::Guests;
+use palisade::mqtt::{Command, Steering, Watched};
+use palisade::types::CameraId;
 use serde_json::Value;
 
-use super::{Rig, dressed};
+use super::{Rig, config, dressed, screens};
+use crate::support::broker::eventually;
 use crate::support::daemon::repository;
-use crate::support::http::ask;
+use crate::support::http::{ask, connect, exchange};
 
 const HOST: &str = "Host: localhost";
 
@@ -119,6 +130,47 @@ fn without_a_model_or_a_history_the_server_says_so() {
     assert!(early.header("retry-after").is_some());
     assert_eq!(ask(rig.address, "POST /api/v1/info", &[HOST, "Content-Length: 0"]).status, 405);
     assert!(get("/metrics").text().contains("palisade_build_info{version="));
+}
+
+/// Obeys nothing.
+struct Nobody;
+
+impl Steering for Nobody {
+    fn steer(&self, camera: &CameraId, _: &Command) -> Result<Watched> {
+        Err(Error::new(Kind::Input, format!("{camera} is not steered")))
+    }
+}
+
+#[test]
+fn five_ask_about_pictures_at_once_and_a_sixth_is_told_so() {
+    let metrics = Metrics::new();
+    let (screens, live) = screens(&metrics);
+    let (_putters, jobs) = mailbox::<()>(1);
+    let guests = Guests::new(&jobs, &metrics);
+    screens.back.loaded(Late { model: "m".into(), device: "cpu".into(), guests, steering: Arc::new(Nobody), publisher: None });
+    let console = Console::start(config(None), Limits::default(), screens, &metrics).unwrap();
+    let head = |length: usize| {
+        format!("POST /api/v1/detect HTTP/1.1\r\n{HOST}\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {length}\r\n\r\n")
+    };
+    // A whole one without a picture is refused for that, where there is a place.
+    let body = "--x\r\nContent-Disposition: form-data; name=\"prompt\"\r\n\r\ndetect car\r\n--x--\r\n";
+    let whole = || exchange(console.address(), &format!("{}{body}", head(body.len())));
+    assert_eq!(whole().status, 422, "{:?}", whole());
+    let slow: Vec<TcpStream> = (0..5)
+        .map(|_| {
+            let mut stream = connect(console.address());
+            write!(stream, "{}--x\r\n", head(1000)).unwrap();
+            stream
+        })
+        .collect();
+    eventually("there is no place", || whole().status == 503);
+    let answer = whole();
+    assert_eq!(answer.error(), "the model is busy with other pictures; try it later");
+    assert!(answer.header("retry-after").is_some());
+    drop(slow);
+    eventually("there is one again", || whole().status == 422);
+    console.finish(Instant::now() + Duration::from_secs(5));
+    live.end();
 }
 
 #[test]

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::app;
+use crate::app::feed::hooks;
 use crate::app::oneshot::print;
+use crate::app::steer::Asked;
 use crate::base::clock::Utc;
 use crate::base::error::{Error, Kind, Result};
 use crate::base::mailbox::{Putter, Taker, mailbox};
@@ -19,6 +20,7 @@ use crate::base::sync;
 use crate::base::thread::{self, Thread};
 use crate::base::{memory, process};
 use crate::config::{CameraConfig, Decode, Input};
+use crate::console::Lens;
 use crate::detect::Job;
 use crate::source::{self, Decoders, Source};
 use crate::types::{CameraId, Frame, Prompt, TimeSource};
@@ -175,7 +177,7 @@ fn camera(
         decode: args.decode,
         ..CameraConfig::new(id(number)?, Input::Uri(uri.to_owned()), Prompt::new("detect nothing")?)
     };
-    let hooks = app::hooks(&camera, app::Asked::of(&camera), putter, app::Lens::default(), drop, metrics);
+    let hooks = hooks(&camera, Asked::of(&camera), putter, Lens::default(), drop, metrics);
     source::start(camera, hooks, decoders, metrics, shutdown.clone())
 }
 

@@ -38,15 +38,16 @@ help: ## this list
 demo: packages-demo build ## the daemon on the sample clip, detections as they arrive, a summary
 	$(PALISADE) demo
 
-# Both kinds of tests run, also where one fails.
+# Both kinds of tests run, also where one fails; on one build of everything.
 test: packages-test lint ## everything: formatting, lints, unit, model, end-to-end, pages in a browser
+	cargo test --release --locked --no-run
 	@status=0; \
 	$(MAKE) --no-print-directory run-browser || status=$$?; \
 	$(MAKE) --no-print-directory run-tests || status=$$?; \
 	exit $$status
 
 test-browser: packages-test browser build ## the console's pages in Chromium; SCREENSHOTS=folder keeps pictures of them
-	$(BROWSER)/bin/python tests/browser/test_console.py
+	PALISADE=$(PALISADE) $(BROWSER)/bin/python tests/browser/test_console.py
 
 soak: packages-test ## what happens to cameras and broker, each fault at its full length and with the waits of service
 	PALISADE_SOAK=1 cargo test --release --locked --lib --test main -- faults:: mqtt::away mqtt::backlog mqtt::disk mqtt::durable mqtt::store --nocapture --test-threads 2
@@ -88,7 +89,7 @@ run-tests:
 
 # What cannot be installed is said, and never passed over in silence.
 run-browser:
-	@if $(MAKE) --no-print-directory browser; then $(MAKE) --no-print-directory test-browser; else \
+	@if $(MAKE) --no-print-directory browser; then PALISADE=$(PALISADE) $(BROWSER)/bin/python tests/browser/test_console.py; else \
 		echo "================================================================================" >&2; \
 		echo "SKIPPED: the tests of the console's pages. Chromium or playwright could not be had;" >&2; \
 		echo "what is missing stands above. On Debian, as root and with a network, they run." >&2; \

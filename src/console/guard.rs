@@ -26,8 +26,8 @@ use crate::console::reply::Refusal;
 /// The cookie by which a browser is known that has logged in.
 pub const COOKIE: &str = "palisade";
 
-/// Addresses that are open: they tell nothing of the cameras.
-const OPEN: [&str; 3] = ["/healthz", "/readyz", "/login"];
+/// Addresses that are open: they tell nothing of the cameras. The files are what `/login` is made of.
+const OPEN: [&str; 6] = ["/healthz", "/readyz", "/login", "/assets/style.css", "/assets/theme.js", "/assets/icon.svg"];
 
 /// Scripts, styles and pictures of ours alone, none of them within a page; nobody else's page may frame one of ours.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; \

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "samples"
-PALISADE = Path(os.environ.get("PALISADE", ROOT / "target/release/palisade"))
+PALISADE = Path(os.environ.get("PALISADE") or ROOT / "target/release/palisade").resolve()
 
 # For what comes at all: the machine may be busy with ten other things.
 LONG = 120

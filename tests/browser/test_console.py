@@ -1,12 +1,15 @@
 """The console's pages in a real browser, on the real daemon: the sample clip as a camera, the demo model, a real broker.
 
-`make test-browser` runs this. PALISADE names another daemon, CHROMIUM another browser, SCREENSHOTS a folder for pictures of the pages.
+`make test-browser` runs this. PALISADE names another daemon, CHROMIUM another browser, SCREENSHOTS a folder for pictures of the pages,
+ASSETS one whose files take the place of those in the program: so that pages are worked on without a build.
 """
 
 import contextlib
 import json
 import os
+import re
 import unittest
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -47,6 +50,17 @@ def truth(label, second):
     return left * clip["width"], top * clip["height"], right * clip["width"], bottom * clip["height"]
 
 
+def from_folder(route):
+    """The daemon's answer with another body."""
+    name = urllib.parse.urlparse(route.request.url).path.removeprefix("/assets").strip("/") or "index"
+    file = Path(os.environ["ASSETS"]) / (name if "." in name else f"{name}.html")
+    response = route.fetch(max_redirects=0)
+    if response.status == 200 and file.exists():
+        route.fulfill(response=response, body=file.read_bytes())
+    else:
+        route.fulfill(response=response)
+
+
 def setUpModule():
     global browser, stack
     stack = contextlib.ExitStack()
@@ -80,6 +94,8 @@ class Pages(unittest.TestCase):
         context = browser.new_context(viewport=size, **more)
         self.contexts.append(context)
         context.add_init_script(WATCH + script)
+        if os.environ.get("ASSETS"):
+            context.route(re.compile(r"/(assets/[^/]+|playground|events)?(\?.*)?$"), from_folder)
         page = context.new_page()
         page.set_default_timeout(LONG * 1000)
         page.on("console", lambda message: self.told.append(message.text) if message.type == "error" else None)

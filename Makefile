@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak test-arm goldens-drawing lint build quality run-tests packages-demo packages-test packages-arm packages-quality install model
+.PHONY: help demo test test-browser soak test-arm goldens-drawing lint build quality run-tests run-browser browser packages-demo packages-test packages-arm packages-quality install model
 
 export CARGO_INCREMENTAL ?= 0
 # rustup puts cargo here; a shell that was open before knows nothing of it.
@@ -28,6 +28,9 @@ ARM_CPUS ?= cortex-a76 cortex-a53
 # Draws the scenes of `make quality`: Debian's Python with these, or another that has numpy and Pillow.
 QUALITY_PACKAGES := python3-numpy python3-pil fonts-noto-color-emoji
 PYTHON ?= /usr/bin/python3
+# Drives a real browser through the console's pages: Debian's Chromium, and playwright in a folder of its own.
+BROWSER_PACKAGES := chromium python3-venv
+BROWSER := $(abspath $(TARGET))/browser
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,7 +38,16 @@ help: ## this list
 demo: packages-demo build ## the daemon on the sample clip, detections as they arrive, a summary
 	$(PALISADE) demo
 
-test: packages-test lint run-tests ## everything: formatting, lints, unit, model, end-to-end
+# Both kinds of tests run, also where one fails; on one build of everything.
+test: packages-test lint ## everything: formatting, lints, unit, model, end-to-end, pages in a browser
+	cargo test --release --locked --no-run
+	@status=0; \
+	$(MAKE) --no-print-directory run-browser || status=$$?; \
+	$(MAKE) --no-print-directory run-tests || status=$$?; \
+	exit $$status
+
+test-browser: packages-test browser build ## the console's pages in Chromium; SCREENSHOTS=folder keeps pictures of them
+	PALISADE=$(PALISADE) $(BROWSER)/bin/python tests/browser/test_console.py
 
 soak: packages-test ## what happens to cameras and broker, each fault at its full length and with the waits of service
 	PALISADE_SOAK=1 cargo test --release --locked --lib --test main -- faults:: mqtt::away mqtt::backlog mqtt::disk mqtt::durable mqtt::store --nocapture --test-threads 2
@@ -73,6 +85,25 @@ run-tests:
 		cargo test --release --locked --no-fail-fast 2>&1 | tee $(TARGET)/test.log || status=$$?; \
 		awk '/^test result:/ { passed += $$4; failed += $$6 } END { print passed + 0 " passed, " failed + 0 " failed" }' $(TARGET)/test.log; \
 		exit $$status; \
+	fi
+
+# What cannot be installed is said, and never passed over in silence.
+run-browser:
+	@if $(MAKE) --no-print-directory browser; then PALISADE=$(PALISADE) $(BROWSER)/bin/python tests/browser/test_console.py; else \
+		echo "================================================================================" >&2; \
+		echo "SKIPPED: the tests of the console's pages. Chromium or playwright could not be had;" >&2; \
+		echo "what is missing stands above. On Debian, as root and with a network, they run." >&2; \
+		echo "================================================================================" >&2; \
+	fi
+
+browser:
+	@$(call install_missing,$(BROWSER_PACKAGES))
+	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "there is no Chromium" >&2; exit 1; }
+	@if ! cmp -s tests/browser/requirements.txt $(BROWSER)/requirements.txt; then \
+		rm -rf $(BROWSER); \
+		$(PYTHON) -m venv $(BROWSER); \
+		$(BROWSER)/bin/pip install --quiet --disable-pip-version-check -r tests/browser/requirements.txt; \
+		cp tests/browser/requirements.txt $(BROWSER)/requirements.txt; \
 	fi
 
 packages-demo:

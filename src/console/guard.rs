@@ -29,8 +29,8 @@ pub fn cookie(local: SocketAddr) -> String {
     format!("palisade-{}", local.port())
 }
 
-/// Addresses that are open: they tell nothing of the cameras.
-const OPEN: [&str; 3] = ["/healthz", "/readyz", "/login"];
+/// Addresses that are open: they tell nothing of the cameras. The files are what `/login` is made of.
+const OPEN: [&str; 6] = ["/healthz", "/readyz", "/login", "/assets/style.css", "/assets/theme.js", "/assets/icon.svg"];
 
 /// Scripts, styles and pictures of ours alone, none of them within a page; nobody else's page may frame one of ours.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; \

@@ -69,15 +69,28 @@ pub async fn ready(State(desk): State<Desk>) -> Response {
     }
 }
 
+/// Its style is open to everybody, as it is itself (`guard`).
 fn form(told: &str) -> Html<String> {
-    let field = "<label>Token <input type=\"password\" name=\"token\" autocomplete=\"current-password\" required autofocus></label>";
-    page("palisade: log in", &format!("<p>{told}</p><form method=\"post\" action=\"/login\">{field} <button>Log in</button></form>"))
+    let field = "<label for=\"token\">Token</label><input id=\"token\" type=\"password\" name=\"token\" \
+                 autocomplete=\"current-password\" required autofocus aria-describedby=\"told\">";
+    let where_it_is = "<p class=\"hint\" id=\"told\">It stands in the file that <code>console.token_file</code> names.</p>";
+    let told = if told.is_empty() { where_it_is.to_owned() } else { format!("<p class=\"trouble\" id=\"told\" role=\"alert\">{told}</p>") };
+    let form =
+        format!("<form method=\"post\" action=\"/login\"><div class=\"field\">{field}</div><button class=\"main\">Log in</button></form>");
+    page("palisade", &format!("{form}{told}"))
 }
 
 /// `title` and `body` are of our own words.
 fn page(title: &str, body: &str) -> Html<String> {
-    let head = "<meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">";
-    Html(format!("<!doctype html><html lang=\"en\"><head>{head}<title>{title}</title></head><body><h1>{title}</h1>{body}</body></html>"))
+    let links = "<link rel=\"icon\" href=\"/assets/icon.svg\"><script src=\"/assets/theme.js\"></script>\
+                 <link rel=\"stylesheet\" href=\"/assets/style.css\">";
+    let head = format!(
+        "<meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <meta name=\"color-scheme\" content=\"light dark\"><title>{title}: log in</title>{links}"
+    );
+    let icon = "<img src=\"/assets/icon.svg\" alt=\"\" width=\"40\" height=\"40\">";
+    let body = format!("<body><main class=\"card login\">{icon}<h1>{title}</h1>{body}</main></body>");
+    Html(format!("<!doctype html><html lang=\"en\"><head>{head}</head>{body}</html>"))
 }
 
 fn wants_page(headers: &HeaderMap) -> bool {

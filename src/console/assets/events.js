@@ -49,7 +49,7 @@ function asked() {
 function remember(id, push = false) {
   const query = asked();
   if (id) query.set("id", id);
-  const address = query.size > 0 ? `/events?${query}` : "/events";
+  const address = query.toString() ? `/events?${query}` : "/events";
   history[push ? "pushState" : "replaceState"]({ opened: push }, "", address);
 }
 
@@ -75,7 +75,7 @@ function changed() {
 async function load(older = false) {
   const mine = ++round;
   const query = asked();
-  at("clear").hidden = query.size === 0;
+  at("clear").hidden = query.toString() === "";
   query.set("limit", AT_ONCE);
   if (older && cursor) query.set("cursor", cursor);
   list.setAttribute("aria-busy", "true");
@@ -114,7 +114,7 @@ async function load(older = false) {
 more.addEventListener("click", () => load(true));
 
 function nothing() {
-  const filtered = asked().size > 0;
+  const filtered = asked().toString() !== "";
   list.replaceChildren(el("div", { class: "card empty" }, icon("list"), el("h2", { text: filtered ? "No event is like this" : "No event yet" }),
     el("p", { text: filtered ? "Take a filter away, or look at a longer time." : "An event comes with the first object that a camera shows for two looks." })));
 }
@@ -323,7 +323,7 @@ function off() {
   filters.hidden = true;
   more.hidden = true;
   at("sum").textContent = "Events are not kept.";
-  const toml = '[events]\ndatabase = "/var/lib/palisade/events.db"     # the list on this page\n\n[events.snapshots]\ndir = "/var/lib/palisade/objects"            # a picture of each\n\n[record]\ndir = "/var/lib/palisade/clips"              # and clips, of cameras with record = "events"';
+  const toml = '# the list on this page\n[events]\ndatabase = "/var/lib/palisade/events.sqlite"\n\n# a picture of each\n[events.snapshots]\ndir = "/var/lib/palisade/objects"\n\n# clips, of cameras with record = "events"\n[record]\ndir = "/var/lib/palisade/clips"';
   list.replaceChildren(el("div", { class: "card empty" }, icon("list"), el("h2", { text: "This node does not keep its events" }),
     el("p", { text: "They go out over MQTT and to the live page, and are forgotten. To keep them, name a database in the configuration file and start palisade anew; pictures and clips have keys of their own." }), el("pre", { text: toml })));
 }

@@ -47,10 +47,11 @@ class Card {
     this.revert = el("button", { type: "button", text: "Revert", onclick: () => this.reverted() });
     this.doing = el("div", { class: "row", hidden: true }, this.save, this.revert, el("span", { class: "hint", text: "Enter saves, Escape reverts" }));
     this.trouble = el("p", { class: "trouble", role: "alert", id: `${key}-trouble` });
-    this.promptLabel = el("label", { for: `${key}-prompt`, text: "Looks for" });
-    this.prompt = el("form", { class: "prompt field", onsubmit: (event) => this.saved(event) }, this.promptLabel, this.field, this.fixed, this.doing, this.trouble);
+    this.promptLabel = el("label", { for: `${key}-prompt`, class: "label", text: "Looks for" });
+    const tryOut = el("a", { href: `/playground?camera=${encodeURIComponent(id)}`, class: "hint", "aria-label": `Try a prompt on a picture of ${id}`, text: "Try a prompt" });
+    this.prompt = el("form", { class: "prompt field", onsubmit: (event) => this.saved(event) }, el("div", { class: "bar" }, this.promptLabel, tryOut), this.field, this.fixed, this.doing, this.trouble);
 
-    this.toggle = el("button", { type: "button", class: "switch", role: "switch", onclick: () => this.switched() });
+    this.toggle = el("button", { type: "button", class: "switch", role: "switch", "aria-label": `Look at ${id}`, text: "Look", onclick: () => this.switched() });
     this.switchTrouble = el("p", { class: "trouble", role: "alert" });
     this.objects = el("ul", { class: "objects" });
     this.none = el("p", { class: "none" });
@@ -74,7 +75,7 @@ class Card {
   }
 
   all(id) {
-    return el("a", { href: `/events?camera=${encodeURIComponent(id)}`, class: "hint", text: "All" });
+    return el("a", { href: `/events?camera=${encodeURIComponent(id)}`, class: "hint", "aria-label": `All events of ${id}`, text: "All" });
   }
 
   update(camera) {
@@ -196,8 +197,6 @@ class Card {
 
   looks(camera) {
     this.toggle.setAttribute("aria-checked", String(camera.detect));
-    this.toggle.textContent = camera.detect ? "Looking" : "Not looking";
-    this.toggle.setAttribute("aria-label", `Look at ${camera.id}`);
     this.toggle.hidden = camera.state === "disabled" || (!camera.detect_editable && camera.detect);
     this.toggle.disabled = !camera.detect_editable || this.switching === true;
   }

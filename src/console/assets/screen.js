@@ -290,35 +290,41 @@ export class Screen {
       plan();
     });
     this.late = setTimeout(() => give("it did not begin in time"), BEGIN);
-    const address = this.camera.live.hls;
+    // Safari and newer Chromium play HLS by themselves; others, and those that fail at it, by a script that is fetched only then.
+    if (video.canPlayType("application/vnd.apple.mpegurl")) {
+      video.onerror = () => current() && this.scripted(video, current, give);
+      video.src = this.camera.live.hls;
+      video.play().catch(() => {});
+    } else {
+      await this.scripted(video, current, give);
+    }
+  }
+
+  async scripted(video, current, give) {
+    video.onerror = null;
+    let Hls;
     try {
-      const { default: Hls } = await import("/assets/hls.light.min.js");
-      if (!current()) return;
-      if (Hls.isSupported()) {
-        const hls = new Hls({ enableWorker: false, liveSyncDurationCount: 2, backBufferLength: 10, manifestLoadPolicy: { default: PATIENT } });
-        this.hls = hls;
-        hls.on(Hls.Events.ERROR, (_, problem) => {
-          if (!problem.fatal || !current()) return;
-          if (problem.type === Hls.ErrorTypes.MEDIA_ERROR && !this.mended) {
-            this.mended = true;
-            hls.recoverMediaError();
-          } else {
-            give(`the video could not be read (${problem.details})`);
-          }
-        });
-        hls.on(Hls.Events.MANIFEST_PARSED, () => video.play().catch(() => {}));
-        hls.loadSource(address);
-        hls.attachMedia(video);
-        return;
-      }
+      ({ default: Hls } = await import("/assets/hls.light.min.js"));
     } catch {
-      // Then as the browser does it by itself.
+      return give("the player could not be fetched");
     }
     if (!current()) return;
-    if (!video.canPlayType("application/vnd.apple.mpegurl")) return give("this browser plays no HLS");
-    video.onerror = () => give("the browser could not play the video");
-    video.src = address;
-    video.play().catch(() => {});
+    if (!Hls.isSupported()) return give("this browser plays no HLS");
+    const hls = new Hls({ enableWorker: false, liveSyncDurationCount: 2, backBufferLength: 10, manifestLoadPolicy: { default: PATIENT } });
+    let mended = false;
+    this.hls = hls;
+    hls.on(Hls.Events.ERROR, (_, problem) => {
+      if (!problem.fatal || !current()) return;
+      if (problem.type === Hls.ErrorTypes.MEDIA_ERROR && !mended) {
+        mended = true;
+        hls.recoverMediaError();
+      } else {
+        give(`the video could not be read (${problem.details})`);
+      }
+    });
+    hls.on(Hls.Events.MANIFEST_PARSED, () => video.play().catch(() => {}));
+    hls.loadSource(this.camera.live.hls);
+    hls.attachMedia(video);
   }
 }
 

@@ -104,7 +104,7 @@ impl Daemon {
             // The status line follows.
             told.iter().position(|told| told == "READY=1").is_some_and(|ready| told[ready..].iter().any(|told| told.starts_with("STATUS=")))
         });
-        self.told()[before..].to_vec()
+        self.told()[before..].iter().filter(|told| *told != "WATCHDOG=1").cloned().collect()
     }
 
     /// Waits until it has told the service manager that it is up.

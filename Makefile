@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak test-arm goldens-drawing lint build quality run-tests packages-demo packages-test packages-arm packages-quality install model
+.PHONY: help demo test test-service deb soak test-arm goldens-drawing lint build quality run-tests packages-demo packages-test packages-arm packages-quality packages-service cargo-deb install model
 
 export CARGO_INCREMENTAL ?= 0
 # rustup puts cargo here; a shell that was open before knows nothing of it.
@@ -19,6 +19,12 @@ RUN_PACKAGES := glib-networking gstreamer1.0-plugins-base gstreamer1.0-plugins-g
 	mosquitto mosquitto-clients
 # Independent witnesses: ffprobe reads our files, openssl makes certificates, systemd-analyze reads the unit, paho reads our messages.
 TEST_PACKAGES := ffmpeg openssl systemd procps python3 python3-paho-mqtt
+# A Debian of its own that boots, for the service; and who judges packages.
+SERVICE_PACKAGES := debootstrap systemd-container dbus ffmpeg lintian python3
+CARGO_DEB := 3.6.0
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+MAINTAINER = $(shell sed -n 's/^maintainer = "\(.*\)"/\1/p' Cargo.toml)
+DEB = target/debian/palisade_$(VERSION)-1_$(shell dpkg --print-architecture 2>/dev/null).deb
 # Another processor's compiler, libraries and emulator. Debian's Rust, for its library is a package for every processor.
 ARM_PACKAGES := rustc-web libstd-rust-web-dev:arm64 gcc-aarch64-linux-gnu libc6-dev-arm64-cross libssl-dev:arm64 qemu-user-static pkg-config build-essential
 ARM := aarch64-unknown-linux-gnu
@@ -35,7 +41,25 @@ help: ## this list
 demo: packages-demo build ## the daemon on the sample clip, detections as they arrive, a summary
 	$(PALISADE) demo
 
-test: packages-test lint run-tests ## everything: formatting, lints, unit, model, end-to-end
+test: packages-test lint test-service run-tests ## everything: formatting, lints, the installed service, unit, model, end-to-end
+
+test-service: packages-service deb ## the package, installed with apt on a Debian of its own that boots, as a service (as root)
+	lintian --fail-on error $(DEB)
+	python3 tests/service/service.py $(DEB)
+
+# Built as the tests build it, so that what was tested is what is packed, and nothing is built twice. Pages, completions and
+# licences are made beside it.
+deb: cargo-deb packages-demo ## the Debian package, in target/debian
+	cargo build --release --locked --bin palisade --example generate
+	rm -rf target/deb && mkdir -p target/deb
+	$(TARGET)/release/examples/generate target/deb
+	python3 debian/crates.py > target/deb/crates.txt
+	printf 'palisade (%s-1) unstable; urgency=medium\n\n  * What is new is in CHANGELOG.md.\n\n -- %s  %s\n' \
+		'$(VERSION)' '$(MAINTAINER)' "$$(date -R)" > target/deb/changelog
+	cargo deb --no-build --locked --strip --output $(DEB)
+
+cargo-deb:
+	@cargo deb --version 2>/dev/null | grep -qx $(CARGO_DEB) || cargo install cargo-deb --locked --version $(CARGO_DEB)
 
 soak: packages-test ## what happens to cameras and broker, each fault at its full length and with the waits of service
 	PALISADE_SOAK=1 cargo test --release --locked --lib --test main -- faults:: mqtt::away mqtt::backlog mqtt::disk mqtt::durable mqtt::store --nocapture --test-threads 2
@@ -80,6 +104,9 @@ packages-demo:
 
 packages-test:
 	@$(call install_missing,$(BUILD_PACKAGES) $(RUN_PACKAGES) $(TEST_PACKAGES))
+
+packages-service:
+	@$(call install_missing,$(BUILD_PACKAGES) $(RUN_PACKAGES) $(SERVICE_PACKAGES))
 
 packages-arm:
 	@if command -v dpkg >/dev/null && ! dpkg --print-foreign-architectures | grep -qx arm64; then \

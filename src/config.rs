@@ -2,6 +2,7 @@
 //!
 //! Each stage receives its own struct from here, never the whole `Config`.
 
+mod credentials;
 mod live;
 mod raw;
 mod reader;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use crate::base::redact::SecretString;
+use crate::config::credentials;
 use crate::config::reader::{At, Document, Fault, Section};
 use crate::config::scores;
 use crate::config::{
@@ -31,7 +32,7 @@ const GIGABYTE: f64 = 1e9;
 const STATE_DIR: &str = "/var/lib/palisade";
 
 /// Reads an environment variable; a parameter, so that tests need not touch the process's own.
-type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
+pub(super) type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
 
 /// What the checks ask of the world outside the file.
 #[derive(Clone, Copy)]
@@ -158,14 +159,14 @@ fn secret(section: &mut Section<'_, '_>, key: &'static str, variable: Option<&st
         return value.filter(|value| !value.is_empty()).map(SecretString::from);
     };
     let what = key.trim_end_matches("_file");
-    match std::fs::read_to_string(&file.value) {
+    match credentials::read(&file.value, outside.env) {
         Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
             section.fault(key, file.offset, &format!("{} is empty; must hold the {what}", file.value));
             None
         }
         Ok(text) => Some(SecretString::from(text.trim_end_matches(['\r', '\n']))),
-        Err(error) => {
-            section.fault(key, file.offset, &format!("{} cannot be read: {error}", file.value));
+        Err(why) => {
+            section.fault(key, file.offset, &why);
             None
         }
     }
@@ -318,7 +319,7 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
 
 fn tls(section: &mut Section<'_, '_>, encrypted: bool, outside: &Outside<'_>) -> Option<TlsConfig> {
     let [ca_file, cert_file, key_file] = ["ca_file", "cert_file", "key_file"].map(|key| section.text(key));
-    let path = |file: At<String>| PathBuf::from(file.value);
+    let path = |file: At<String>| credentials::place(&file.value, outside.env);
     let client = match (cert_file, key_file) {
         (Some(cert), Some(key)) if encrypted => Some(ClientCertificate { cert_file: path(cert), key_file: path(key) }),
         (Some(file), _) | (None, Some(file)) if !encrypted => {

@@ -139,11 +139,12 @@ install: ## binary (after make build), unit, account and configuration under PRE
 	install -D -m 0755 $(PALISADE) $(DESTDIR)$(PREFIX)/bin/palisade
 	install -D -m 0644 README.md $(DESTDIR)$(PREFIX)/share/doc/palisade/README.md
 	install -D -m 0644 systemd/palisade.sysusers $(DESTDIR)/usr/lib/sysusers.d/palisade.conf
+	install -D -m 0644 systemd/palisade.tmpfiles $(DESTDIR)/usr/lib/tmpfiles.d/palisade.conf
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/palisade/dropins systemd/dropins/*
 	install -d -m 0755 $(DESTDIR)/etc/systemd/system
-	sed 's|/usr/bin/palisade|$(PREFIX)/bin/palisade|; s|/usr/share/doc|$(PREFIX)/share/doc|' systemd/palisade.service > $(DESTDIR)/etc/systemd/system/palisade.service
+	sed 's|/usr/bin/palisade|$(PREFIX)/bin/palisade|; s|/usr/share|$(PREFIX)/share|' systemd/palisade.service > $(DESTDIR)/etc/systemd/system/palisade.service
 	install -d -m 0755 $(DESTDIR)/etc/palisade
-	@test -e $(DESTDIR)/etc/palisade/palisade.toml || install -m 0644 config/palisade.toml $(DESTDIR)/etc/palisade/palisade.toml
-	@test -e $(DESTDIR)/etc/palisade/environment || install -m 0600 systemd/environment $(DESTDIR)/etc/palisade/environment
-	install -d -m 0750 $(DESTDIR)/etc/palisade/credentials
-	@if [ -z "$(DESTDIR)" ]; then systemd-sysusers && chgrp palisade /etc/palisade/credentials; fi
-	@echo "next: edit /etc/palisade/palisade.toml and /etc/palisade/environment, then systemctl enable --now palisade"
+	@test -e $(DESTDIR)/etc/palisade/palisade.toml || install -m 0644 debian/palisade.toml $(DESTDIR)/etc/palisade/palisade.toml
+	install -d -m 0700 $(DESTDIR)/etc/palisade/credentials
+	@if [ -z "$(DESTDIR)" ]; then systemd-sysusers palisade.conf; fi
+	@echo "next: edit /etc/palisade/palisade.toml (config/palisade.toml has every key), then systemctl enable --now palisade"

@@ -164,8 +164,8 @@ class Machine:
 
     def inside(self, *command):
         """The command line that runs a command in the machine."""
-        enter = ["nsenter", f"--target={self.pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd=/"]
-        return [*enter, "/usr/bin/env", "-i", f"PATH={PATH}", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", *command]
+        enter = ["nsenter", f"--target={self.pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root"]
+        return [*enter, "/usr/bin/env", "-i", "-C", "/", f"PATH={PATH}", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", *command]
 
     def sh(self, script, limit=60, check=True):
         """Runs a shell script in the machine and gives its output."""

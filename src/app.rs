@@ -7,64 +7,53 @@ mod likeness;
 pub mod log;
 pub mod oneshot;
 mod portrait;
+pub mod reload;
 pub mod serve;
+pub mod signals;
 pub mod topics;
 
+mod apply;
+mod camera;
+mod daemon;
 mod paint;
 mod results;
 mod standing;
 mod steer;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use crate::annotate::Annotator;
 use crate::base::claim::Claim;
-use crate::base::clock::Utc;
 use crate::base::error::{Error, Kind, Result};
-use crate::base::mailbox::{Put, Putter, mailbox};
 use crate::base::metrics::Metrics;
 use crate::base::shutdown::Shutdown;
-use crate::base::sync;
 use crate::base::systemd;
-use crate::base::thread::{self, Thread};
+use crate::base::thread;
 use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig, Record, RtspVideo};
 use crate::console::{Console, Limits as ConsoleLimits, Ready, Screens};
-use crate::detect::{self, Detector, Drafts, Job, PaliGemmaDetector};
-use crate::gate::Gate;
-use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
-use crate::mqtt::{self, Mqtt, Patience, Publisher};
-use crate::sink::gallery::{Draw, Gallery, Rooms};
-use crate::sink::record::{Recorded, Recorder, Tape};
+use crate::model::{self, HubOptions, LoadOptions, PaliGemma};
+use crate::mqtt::{self, Mqtt, Patience};
+use crate::sink::Sink;
+use crate::sink::gallery::Rooms;
+use crate::sink::record::{Recorded, Recorder};
 use crate::sink::snapshot::SnapshotSink;
 use crate::sink::video::{CustomSink, FileSink, Hls, Jpegs, Live, LiveSink, RtspSink};
-use crate::sink::{Fanout, Sink};
-use crate::source::{self, Decoders, Hooks, Source, Tapped, WantsRaw};
-use crate::types::{CameraId, CameraState, CameraStatus, Encoded, Event};
+use crate::source;
+use crate::types::CameraId;
+use daemon::{Daemon, Outputs};
 use paint::Brush;
-use results::{Results, Told};
+use reload::Reloads;
 use standing::Standing;
-use steer::{Asked, Steer};
+use steer::Steer;
 
-/// From the order to stop: how long a worker may finish its frame; an answer of a large model may take longer.
-const WORKERS_GRACE: Duration = Duration::from_secs(2);
+/// For the loader of the model to end, at a stop.
+const LOADER_GRACE: Duration = Duration::from_secs(2);
 
-/// From the order to stop: when every sink has finished its files. The service manager waits ten seconds in all.
-const SINKS_GRACE: Duration = Duration::from_millis(6500);
-
-/// Between two words to the service manager that the main loop turns; the unit allows a minute.
-const ALIVE: Duration = Duration::from_secs(15);
-
-/// So many pipelines may hang: each holds memory, threads and a connection for ever.
-const MOST_HANGING: u64 = 3;
-
-/// From the order to stop: for answers that are under way over HTTP.
-const CONSOLE_GRACE: Duration = Duration::from_millis(1500);
-
-/// For the last messages and `offline`.
-const MQTT_GRACE: Duration = Duration::from_millis(1500);
+/// From the order to stop: when all is over, whatever hangs.
+const STOP_GRACE: Duration = Duration::from_millis(9900);
 
 /// For the last commands to be on disk.
 const CONTROL_GRACE: Duration = Duration::from_millis(500);
@@ -75,22 +64,20 @@ const SLOW_ANSWERS: Duration = Duration::from_secs(10);
 /// So much is held in memory ahead of a clip's begin, at most.
 const MOST_LAG: Duration = Duration::from_secs(120);
 
-/// From the order to stop: when all is over, whatever hangs.
-const STOP_GRACE: Duration = Duration::from_millis(9900);
-
-/// Runs until `shutdown`, or until every source has come to its end. Counts into `metrics`.
+/// Runs until `shutdown`, or until every source has come to its end. Counts into `metrics`. With `reloads` the configuration is
+/// read anew whenever that is asked for, from the moment on in which all stages are up.
 ///
 /// # Errors
 /// When a stage cannot be started: a model that cannot be loaded, a sink that cannot be opened, a TLS file that cannot
 /// be read. Once it runs, a lost camera, broker or sink is no error.
-pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()> {
+pub fn run(config: Config, reloads: Option<&Reloads>, shutdown: &Shutdown, metrics: &Metrics) -> Result<()> {
     source::init()?;
     let ids: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
     let annotator = Annotator::new()?;
     annotator.prepare(config.cameras.iter().flat_map(|camera| camera.prompt.labels()).map(String::as_str));
     let live = live(&config, &ids, &annotator, metrics)?;
     let sinks = open_sinks(&config.output, &ids, live.clone(), metrics)?;
-    let recorder = open_recorder(&config, metrics)?;
+    let recorder = open_recorder(&config, metrics)?.map(Arc::new);
     let rooms = config.gallery.as_ref().map(|gallery| Rooms::open(gallery, &ids, metrics)).transpose()?;
     let standing = Standing::default();
     let console = open_console(&config, live.as_ref(), standing.ready(shutdown), metrics)?;
@@ -99,12 +86,12 @@ pub fn run(config: Config, shutdown: &Shutdown, metrics: &Metrics) -> Result<()>
     let control = config.mqtt.as_ref().is_some_and(|mqtt| mqtt.control);
     let steer = Arc::new(Steer::new(&config.cameras, state.as_ref().filter(|_| control))?);
     let mqtt = start_mqtt(&config, state, &steer, &model, metrics)?;
-    let daemon = Daemon::start(config, Outputs { annotator, sinks, live, recorder, rooms }, &model, mqtt, &steer, shutdown, metrics)?;
-    standing.runs(&daemon.results);
+    let mut daemon = Daemon::start(config, Outputs { annotator, sinks, live, recorder, rooms }, &model, mqtt, &steer, metrics)?;
+    standing.runs(daemon.results());
     systemd::ready();
-    systemd::status(&format!("watching {} cameras with {}", ids.len(), model.name()));
+    systemd::status(&daemon.title());
     tracing::info!(model = model.name(), cameras = ids.len(), "running");
-    let ended = daemon.wait(shutdown);
+    let ended = daemon.wait(reloads, shutdown);
     systemd::stopping();
     let begin = daemon.stop(shutdown, console);
     steer.finish((Instant::now() + CONTROL_GRACE).min(begin + STOP_GRACE));
@@ -149,23 +136,19 @@ fn open_console(config: &Config, live: Option<&Live>, ready: Ready, metrics: &Me
     Console::start(console, ConsoleLimits::default(), screens, metrics).map(Some)
 }
 
-/// Where clips of some cameras are to be kept. An object is told of when it was seen often and long enough, and the model has
-/// answered: so much earlier it was first seen.
+/// Where clips are to be kept, of those cameras that may be told so later as well.
 fn open_recorder(config: &Config, metrics: &Metrics) -> Result<Option<Recorder>> {
     let Some(record) = &config.record else { return Ok(None) };
-    let lag = |camera: &CameraConfig| {
-        let looks = camera.interval * camera.tracking.confirm_looks;
-        (camera.tracking.confirm + looks + SLOW_ANSWERS).min(MOST_LAG)
-    };
-    let kept = config.cameras.iter().filter(|camera| camera.enabled && camera.record == Record::Events);
-    let kept: Vec<Recorded> = kept.map(|camera| Recorded { camera: camera.id.clone(), lag: lag(camera) }).collect();
-    if kept.is_empty() { Ok(None) } else { Recorder::start(record.clone(), &kept, metrics).map(Some) }
+    let kept: Vec<Recorded> = config.cameras.iter().filter_map(recorded).collect();
+    Recorder::start(record.clone(), &kept, metrics).map(Some)
 }
 
-/// Pictures of objects as files; events go to the broker through it, behind the pictures that they name.
-fn start_gallery(rooms: Rooms, draw: Draw, publisher: Option<Publisher>, metrics: &Metrics) -> Result<Gallery> {
-    let tell = move |event: &Event| publisher.iter().for_each(|publisher| publisher.event(event));
-    Gallery::start(rooms, draw, Box::new(tell), metrics)
+/// A camera whose clips are kept. An object is told of when it was seen often and long enough, and the model has answered: so
+/// much earlier it was first seen.
+fn recorded(camera: &CameraConfig) -> Option<Recorded> {
+    let looks = camera.interval * camera.tracking.confirm_looks;
+    let lag = (camera.tracking.confirm + looks + SLOW_ANSWERS).min(MOST_LAG);
+    (camera.enabled && camera.record == Record::Events).then(|| Recorded { camera: camera.id.clone(), lag })
 }
 
 /// Finds, downloads where need be, and loads the model; `None` when told to stop meanwhile. Reading a large model takes
@@ -186,7 +169,7 @@ fn load_model(config: &ModelConfig, shutdown: &Shutdown) -> Result<Option<PaliGe
             }
         }
     }
-    loader.join_until(Instant::now() + WORKERS_GRACE);
+    loader.join_until(Instant::now() + LOADER_GRACE);
     Ok(None)
 }
 
@@ -217,211 +200,4 @@ fn start_mqtt(
     let mqtt = mqtt::start_in(state, mqtt, &steer.watched(), context, metrics, Patience::default())?;
     mqtt.steer(steer.clone());
     Ok(Some(mqtt))
-}
-
-/// Where what was seen goes, beside the broker.
-struct Outputs {
-    annotator: Annotator,
-    sinks: Vec<Box<dyn Sink>>,
-    live: Option<Live>,
-    recorder: Option<Recorder>,
-    rooms: Option<Rooms>,
-}
-
-/// The running stages, in the order of the data.
-struct Daemon {
-    sources: Vec<Source>,
-    decoders: Decoders,
-    workers: Vec<Thread>,
-    results: Results,
-    mqtt: Option<Mqtt>,
-}
-
-impl Daemon {
-    fn start(
-        config: Config,
-        Outputs { annotator, sinks, live, recorder, rooms }: Outputs,
-        model: &PaliGemma,
-        mqtt: Option<Mqtt>,
-        steer: &Steer,
-        shutdown: &Shutdown,
-        metrics: &Metrics,
-    ) -> Result<Self> {
-        let publisher = mqtt.as_ref().map(Mqtt::publisher);
-        let (putters, jobs) = mailbox(config.cameras.len());
-        let max_batch = config.model.max_batch.unwrap_or_else(|| model.default_batch());
-        let (send, found) = bounded(config.model.workers);
-        let limits =
-            Limits { max_new_tokens: config.model.max_new_tokens, min_score: config.model.min_score.clone(), suppress: Vec::new() };
-        let drafts = Drafts::default();
-        let detector = |_| Box::new(PaliGemmaDetector::new(model, limits.clone(), drafts.clone())) as Box<dyn Detector>;
-        let detectors = (0..config.model.workers).map(detector).collect();
-        let followed = results::follow(&config.cameras, steer);
-        let tape = |camera: &CameraConfig| recorder.as_ref().and_then(|recorder| recorder.tape(&camera.id));
-        let tapes: Vec<Option<Tape>> = config.cameras.iter().map(tape).collect();
-        let drawn = config.gallery.as_ref().map(|gallery| likeness::draw(gallery, annotator.clone()));
-        let gallery = rooms.zip(drawn).map(|(rooms, draw)| start_gallery(rooms, draw, publisher.clone(), metrics));
-        let told = Told { publisher: publisher.clone(), recorder, live: live.clone(), gallery: gallery.transpose()? };
-        let results = Results::start(found, Fanout::start(sinks, metrics)?, annotator, followed, told, metrics)?;
-        let workers = detect::start(detectors, max_batch, &jobs, &send, metrics)?;
-        // From here on the workers alone hold these: when they end, so does what waits for them.
-        drop((send, jobs));
-        let decoders = Decoders::start()?;
-        let mut sources = Vec::new();
-        for ((camera, putter), tape) in config.cameras.into_iter().zip(putters).zip(tapes) {
-            if camera.enabled {
-                let asked = steer.asked(&camera);
-                match start_source(camera, asked, putter, (tape, live.clone(), publisher.clone()), &decoders, shutdown, metrics) {
-                    Ok(source) => sources.push(source),
-                    Err(error) => {
-                        // Those that run already are joined as they are dropped, and only the flag ends them.
-                        shutdown.trigger();
-                        return Err(error);
-                    }
-                }
-            } else {
-                let status = disabled(&camera.id);
-                publisher.iter().for_each(|publisher| publisher.camera_status(&status));
-                live.iter().for_each(|live| live.status(&status));
-            }
-        }
-        Ok(Self { sources, decoders, workers, results, mqtt })
-    }
-
-    /// Returns when the flag goes up or no source is left.
-    ///
-    /// # Errors
-    /// When a stage that should run as long as the sources has ended, or what hangs in GStreamer is more than a process
-    /// should carry: the service manager then starts the daemon anew.
-    fn wait(&self, shutdown: &Shutdown) -> Result<()> {
-        // At the end of the last source the workers may be gone a moment before its thread is.
-        let mut strange = 0;
-        let mut told = Instant::now();
-        while !shutdown.wait(Duration::from_millis(100)) {
-            if told.elapsed() >= ALIVE {
-                systemd::alive();
-                told = Instant::now();
-            }
-            if let Some(sick) = self.sick() {
-                // What hangs is not waited for as at a natural end.
-                shutdown.trigger();
-                return Err(Error::new(Kind::Pipeline, sick));
-            }
-            if self.sources.iter().all(Source::is_finished) {
-                tracing::info!("every source has come to its end");
-                return Ok(());
-            }
-            strange = if self.results.is_finished() || self.workers.iter().any(Thread::is_finished) { strange + 1 } else { 0 };
-            if strange > 20 {
-                // Those that still run are not waited for as at a natural end.
-                shutdown.trigger();
-                return Err(Error::new(Kind::Internal, "a stage ended while cameras run; this is a defect, please report it"));
-            }
-        }
-        Ok(())
-    }
-
-    /// What only a new process mends.
-    fn sick(&self) -> Option<String> {
-        let hang: u64 = self.sources.iter().map(Source::hanging).sum();
-        if hang > MOST_HANGING {
-            return Some(format!("{hang} pipelines hang and hold what they hold; only a new start frees it"));
-        }
-        self.decoders.hang().then(|| "every decoder hangs; only a new start frees them".to_owned())
-    }
-
-    /// Joins every stage; returns when the stop began.
-    fn stop(self, shutdown: &Shutdown, console: Option<Console>) -> Instant {
-        // After the natural end of all sources the last frames are still looked at, however long the model takes.
-        while !shutdown.is_set() && !self.workers.iter().all(Thread::is_finished) {
-            shutdown.wait(Duration::from_millis(20));
-        }
-        shutdown.trigger();
-        let begin = Instant::now();
-        // First of all: what it shows is about to end.
-        if let Some(console) = console {
-            console.finish(begin + CONSOLE_GRACE);
-        }
-        let sources_left = self.sources.into_iter().map(|source| source.join_until(begin + WORKERS_GRACE)).filter(|joined| !joined).count();
-        let workers_left = thread::join_all_until(self.workers, begin + WORKERS_GRACE);
-        if sources_left > 0 {
-            tracing::warn!(cameras = sources_left, "cameras did not let go in time and were left behind");
-        } else if workers_left > 0 {
-            tracing::warn!(
-                workers = workers_left,
-                "workers were left behind with the frames they look at; their answers would have come too late"
-            );
-        }
-        self.results.finish(begin + SINKS_GRACE);
-        if let Some(mqtt) = self.mqtt {
-            mqtt.finish(MQTT_GRACE);
-        }
-        tracing::info!(seconds = begin.elapsed().as_secs_f32(), "stopped");
-        begin
-    }
-}
-
-fn start_source(
-    camera: CameraConfig,
-    asked: Asked,
-    putter: Putter<Job>,
-    (tape, live, publisher): (Option<Tape>, Option<Live>, Option<Publisher>),
-    decoders: &Decoders,
-    shutdown: &Shutdown,
-    metrics: &Metrics,
-) -> Result<Source> {
-    let (noted, shown) = (asked.clone(), live.clone());
-    let status = move |status: CameraStatus| {
-        noted.note(status.state);
-        publisher.iter().for_each(|publisher| publisher.camera_status(&status));
-        shown.iter().for_each(|live| live.status(&status));
-    };
-    let mut hooks = hooks(&camera, asked, putter, status, metrics);
-    hooks.raw = live.clone().map(|live| {
-        let id = camera.id.clone();
-        Box::new(move || live.is_watched(&id)) as WantsRaw
-    });
-    hooks.encoded = (tape.is_some() || live.is_some()).then(|| {
-        let id = camera.id.clone();
-        Box::new(move |encoded: Encoded| {
-            if let (Some(live), Encoded::Unit(unit)) = (&live, &encoded) {
-                live.encoded(&id, unit.clone());
-            }
-            if let Some(tape) = &tape {
-                tape.take(encoded);
-            }
-        }) as Tapped
-    });
-    source::start(camera, hooks, decoders, metrics, shutdown.clone())
-}
-
-/// What a camera's source calls: its gate, its place in the mailbox, and `status`.
-fn hooks(
-    camera: &CameraConfig,
-    asked: Asked,
-    putter: Putter<Job>,
-    status: impl FnMut(CameraStatus) + Send + 'static,
-    metrics: &Metrics,
-) -> Hooks {
-    let gate = Arc::new(Mutex::new(Gate::new(camera.interval, camera.motion.clone(), &camera.id, metrics)));
-    let ahead = gate.clone();
-    let [wanted, admitted] = [asked.clone(), asked.clone()];
-    let dropped = metrics.counter("frames_dropped", camera.id.as_str());
-    Hooks {
-        wants: Box::new(move |candidate| wanted.detects() && sync::lock(&ahead).wants(candidate.received)),
-        admit: Box::new(move |candidate, luma| admitted.detects() && sync::lock(&gate).admit(candidate.received, luma)),
-        deliver: Box::new(move |frame| {
-            if putter.put(Job { frame, prompt: asked.prompt() }) != Put::Stored {
-                dropped.add();
-            }
-        }),
-        status: Box::new(status),
-        encoded: None,
-        raw: None,
-    }
-}
-
-fn disabled(camera: &CameraId) -> CameraStatus {
-    let reason = "disabled in the configuration".to_owned();
-    CameraStatus { camera: camera.clone(), state: CameraState::Disabled, reason, since: Utc::now(), fps: 0.0 }
 }

@@ -71,7 +71,7 @@ impl Config {
 }
 
 /// The whole checked configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The model.
     pub model: ModelConfig,
@@ -92,7 +92,7 @@ pub struct Config {
 }
 
 /// Which model, on what, in what precision.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// Where the weights come from.
     pub source: ModelSource,
@@ -111,7 +111,7 @@ pub struct ModelConfig {
 }
 
 /// One camera or file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CameraConfig {
     /// Its name.
     pub id: CameraId,
@@ -254,7 +254,7 @@ pub enum Record {
 }
 
 /// Clips: `DIR/<camera>/<time>.mp4`, with retention.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RecordConfig {
     /// The folder.
     pub dir: PathBuf,
@@ -286,7 +286,7 @@ impl RecordConfig {
 }
 
 /// Pictures of objects: `DIR/<camera>/<time>-<digits>.jpg`, with retention.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GalleryConfig {
     /// The folder.
     pub dir: PathBuf,
@@ -313,7 +313,7 @@ impl GalleryConfig {
 }
 
 /// Every sink; several may run at once.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct OutputConfig {
     /// Annotated frames as JPEG files.
     pub snapshots: Option<SnapshotConfig>,
@@ -332,7 +332,7 @@ pub struct OutputConfig {
 }
 
 /// A folder of JPEG files with retention.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotConfig {
     /// `DIR/<camera>/<time>.jpg`.
     pub dir: PathBuf,
@@ -343,14 +343,14 @@ pub struct SnapshotConfig {
 }
 
 /// A fragmented MP4 file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct FileConfig {
     /// Path in which `{camera}` stands for the camera's id.
     pub path: String,
 }
 
 /// An RTSP server: `rtsp://ADDRESS/<camera>`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RtspConfig {
     /// Where it listens.
     pub listen: SocketAddr,
@@ -378,14 +378,14 @@ pub enum RtspVideo {
 }
 
 /// A `gst-launch` fragment fed with raw video; one per camera, `{camera}` stands for its id.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CustomConfig {
     /// The fragment, ending in a sink element.
     pub pipeline: String,
 }
 
 /// The broker.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct MqttConfig {
     /// Host name or address.
     pub host: String,
@@ -448,7 +448,7 @@ pub enum Durable {
 }
 
 /// Encryption of the broker connection.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TlsConfig {
     /// PEM file of the authority to trust; `None`: the system's.
     pub ca_file: Option<PathBuf>,
@@ -457,7 +457,7 @@ pub struct TlsConfig {
 }
 
 /// The certificate by which the broker knows the daemon.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ClientCertificate {
     /// PEM file: the certificate, then those that lead to its authority, if any.
     pub cert_file: PathBuf,
@@ -475,7 +475,7 @@ pub struct TlsFault {
 }
 
 /// The HTTP server.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ConsoleConfig {
     /// Where it listens.
     pub listen: SocketAddr,

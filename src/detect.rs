@@ -68,12 +68,13 @@ pub fn start(
     found: &Sender<Vec<Found>>,
     metrics: &Metrics,
 ) -> Result<Vec<Thread>> {
-    let most = max_batch.min(jobs.slots().div_ceil(detectors.len().max(1)));
+    let workers = detectors.len().max(1);
     let start = |(number, detector): (usize, Box<dyn Detector>)| {
         let (jobs, found) = (jobs.clone(), found.clone());
         let mut worker = Worker { detector, metrics: metrics.clone(), told: None };
         thread::spawn(format!("detect-{number}"), move || {
-            while let Some(taken) = jobs.take_up_to(most) {
+            // Cameras come and go.
+            while let Some(taken) = jobs.take_up_to(max_batch.min(jobs.slots().div_ceil(workers))) {
                 let answered = worker.step(taken);
                 // A closed channel means that the daemon stops.
                 if !answered.is_empty() && found.send(answered).is_err() {

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use palisade::app::bench::{self, cameras, outputs};
 use palisade::app::oneshot::{self, DetectArgs, ProbeArgs};
-use palisade::app::{self, check, demo, serve, topics};
+use palisade::app::reload::Reloads;
+use palisade::app::{self, check, demo, serve, signals, topics};
 use palisade::base::error::{Context, Kind, Result};
 use palisade::base::metrics::Metrics;
 use palisade::base::redact::SecretString;
@@ -342,6 +343,13 @@ fn finish(result: Result<usize>) -> ExitCode {
 }
 
 fn run(file: &std::path::Path) -> ExitCode {
+    let (shutdown, reloads) = (Shutdown::new(), Reloads::new(file));
+    // First of all: to a process that does not listen, the order to read the file anew is the order to end.
+    let asked = reloads.clone();
+    if let Err(error) = signals::stop_or_reload(&shutdown, move || asked.ask()) {
+        eprintln!("palisade: {}", error.chain());
+        return ExitCode::FAILURE;
+    }
     let config = match check::load(file) {
         Ok(config) => config,
         Err(faults) => {
@@ -349,12 +357,11 @@ fn run(file: &std::path::Path) -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    let shutdown = Shutdown::new();
     if let Err(error) = app::log::start(&config.log) {
         eprintln!("palisade: {}", error.chain());
         return ExitCode::FAILURE;
     }
-    match stop_on_signals(&shutdown, || {}).and_then(|()| app::run(config, &shutdown, &Metrics::new())) {
+    match app::run(config, Some(&reloads), &shutdown, &Metrics::new()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", error.chain());
@@ -365,7 +372,7 @@ fn run(file: &std::path::Path) -> ExitCode {
 
 fn tail(config: &std::path::Path, json: bool) -> ExitCode {
     let shutdown = Shutdown::new();
-    let tailed = warn_only().and_then(|()| stop_on_signals(&shutdown, || {})).and_then(|()| topics::tail(config, json, &shutdown));
+    let tailed = warn_only().and_then(|()| signals::stop_on_all(&shutdown, || {})).and_then(|()| topics::tail(config, json, &shutdown));
     match tailed {
         Err(error) if error.kind() == Kind::Config => {
             eprintln!("{}", error.chain());
@@ -380,7 +387,7 @@ fn run_demo(samples: &std::path::Path, out: PathBuf) -> Result<usize> {
     let shutdown = Shutdown::new();
     let children = demo::Children::default();
     let to_end = children.clone();
-    stop_on_signals(&shutdown, move || to_end.end())?;
+    signals::stop_on_all(&shutdown, move || to_end.end())?;
     demo::run(samples, out, &children, &shutdown).map(|()| 0)
 }
 
@@ -433,14 +440,14 @@ fn bench_mqtt(args: &BenchMqtt) -> Result<()> {
     warn_only()?;
     let (shutdown, children) = (Shutdown::new(), demo::Children::default());
     let to_end = children.clone();
-    stop_on_signals(&shutdown, move || to_end.end())?;
+    signals::stop_on_all(&shutdown, move || to_end.end())?;
     bench::mqtt::run(&bench::mqtt::MqttArgs { messages: args.messages, durable: !args.volatile, json: args.json }, &children, &shutdown)
 }
 
 fn bench_cameras(args: BenchCameras) -> Result<()> {
     warn_only()?;
     let shutdown = Shutdown::new();
-    stop_on_signals(&shutdown, || {})?;
+    signals::stop_on_all(&shutdown, || {})?;
     let BenchCameras { count, clip, interval, seconds, decode, json } = args;
     cameras::run(&cameras::CamerasArgs { count, clip, interval, time: Duration::from_secs(seconds.into()), decode, json }, &shutdown)
 }
@@ -451,7 +458,7 @@ fn bench_outputs(args: BenchOutputs) -> Result<()> {
         return outputs::watch(uri, count.parse().unwrap_or(1), reads == "true");
     }
     let shutdown = Shutdown::new();
-    stop_on_signals(&shutdown, || {})?;
+    signals::stop_on_all(&shutdown, || {})?;
     outputs::run(&args.clip.unwrap_or_default(), Duration::from_secs(args.seconds.into()), &shutdown)
 }
 
@@ -470,38 +477,10 @@ fn run_serve(args: Serve) -> Result<()> {
         certificate: args.certificate,
     };
     let shutdown = Shutdown::new();
-    stop_on_signals(&shutdown, || {})?;
+    signals::stop_on_all(&shutdown, || {})?;
     serve::run(&config, args.until_eof, &shutdown)
 }
 
 fn warn_only() -> Result<()> {
     app::log::start(&LogConfig { level: "warn".to_owned(), format: LogFormat::Text })
-}
-
-/// Signals this soon after the first are the same order to stop: some tools send theirs to a process and to its group.
-const SAME_ORDER: Duration = Duration::from_millis(500);
-
-/// The first signal stops in order, a later one at once, after `last`.
-fn stop_on_signals(shutdown: &Shutdown, last: impl Fn() + Send + 'static) -> Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let fail = || "signals cannot be awaited";
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context(Kind::Internal, fail)?;
-    let shutdown = shutdown.clone();
-    let wait = move || {
-        let mut first: Option<Instant> = None;
-        for signal in signals.forever() {
-            match first {
-                None => first = Some(Instant::now()),
-                Some(at) if at.elapsed() < SAME_ORDER => {}
-                Some(_) => {
-                    last();
-                    std::process::exit(128 + signal);
-                }
-            }
-            shutdown.trigger();
-        }
-    };
-    // Not joined: it waits for signals as long as the process lives.
-    std::thread::Builder::new().name("signals".to_owned()).spawn(wait).context(Kind::Internal, fail)?;
-    Ok(())
 }

@@ -46,12 +46,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::base::claim::Claim;
-use crate::base::clock::Utc;
 use crate::base::error::{Context as _, Error, Kind, Result};
 use crate::base::metrics::Metrics;
 use crate::base::thread::{self, Thread};
 use crate::config::{Durable, MqttConfig, TlsConfig, TlsFault};
-use crate::types::{CameraState, CameraStatus};
 
 use cameras::Payloads;
 use control::Control;
@@ -191,11 +189,8 @@ pub fn start_in(
     let told = state.map(|claim| Told::read(claim.folder())).unwrap_or_default();
     publisher.know(cameras.iter().map(|camera| &camera.id));
     for camera in cameras {
-        publisher.lane(&camera.id);
         publisher.earlier(&camera.id, &told);
-        let (state, reason, since) = (CameraState::Connecting, String::new(), Utc::now());
-        publisher.camera_status(&CameraStatus { camera: camera.id.clone(), state, reason, since, fps: 0.0 });
-        publisher.watch(camera);
+        publisher.begin(camera);
     }
     let topics = &publisher.0.topics;
     let always: Vec<String> = std::iter::once(topics.status()).chain(topics.frigate_available()).chain(publisher.pictures()).collect();

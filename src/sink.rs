@@ -18,6 +18,7 @@ use crate::base::error::Result;
 use crate::types::CameraId;
 
 pub use fanout::Fanout;
+pub use shelf::make_folder;
 
 /// An annotated picture on its way out. Clones share the pixels.
 #[derive(Clone, Debug)]
@@ -47,6 +48,24 @@ pub trait Sink: Send + 'static {
     /// Says of which cameras pictures are wanted at a moment, so that none need be drawn for nobody. `None`: of all, always.
     fn filter(&self) -> Option<Filter> {
         None
+    }
+
+    /// A camera comes, before its first picture; it may be there already. Those of the start are not told.
+    ///
+    /// # Errors
+    /// When it cannot be taken in; its pictures are offered all the same.
+    fn enter(&mut self, camera: &CameraId) -> Result<()> {
+        let _ = camera;
+        Ok(())
+    }
+
+    /// A camera goes: its output ends as at `finish`. No picture of it follows, unless it comes again.
+    ///
+    /// # Errors
+    /// When something could not be written to its end.
+    fn leave(&mut self, camera: &CameraId) -> Result<()> {
+        let _ = camera;
+        Ok(())
     }
 
     /// Called now and then while no picture comes, for retention.

@@ -17,6 +17,7 @@ mod live;
 mod model;
 mod mqtt;
 mod record;
+mod reload;
 mod serve;
 mod source;
 mod support;

@@ -57,7 +57,7 @@ pub fn run(samples: &Path, out: PathBuf, children: &Children, shutdown: &Shutdow
     let reader = thread::spawn("demo-lines", move || {
         BufReader::new(lines).lines().map_while(|line| line.ok()).for_each(|line| shown.message(&line))
     })?;
-    let ended = app::run(config, shutdown, &metrics);
+    let ended = app::run(config, None, shutdown, &metrics);
     // The last messages are on their way from the broker; its `offline` comes after all of them.
     screen.wait_for_offline(Duration::from_secs(3));
     children.end();

@@ -32,21 +32,36 @@ const SINKS: Duration = Duration::from_secs(4);
 /// How late an end is told of that no answer tells, as of a lost camera's objects.
 const TICK: Duration = Duration::from_millis(500);
 
+/// How long a change of what is followed may take to be taken in: the thread may be amid the answers of a batch.
+const TAKEN_IN: Duration = Duration::from_secs(5);
+
 /// A camera's objects, and whether it is looked at.
 pub(super) struct Followed {
     tracker: Tracker,
     asked: Asked,
+    /// What came before shows another camera of this name, or what it was before it was changed.
+    since: Instant,
 }
 
-/// No objects yet, for each camera.
-pub(super) fn follow(cameras: &[CameraConfig], steer: &Steer) -> BTreeMap<CameraId, Followed> {
-    let follow = |camera: &CameraConfig| {
-        let longest = camera.motion.as_ref().map_or(camera.interval, |motion| motion.max_interval);
-        let pace = Pace { interval: camera.interval, longest };
-        let tracker = Tracker::new(camera.id.clone(), camera.tracking.clone(), pace);
-        (camera.id.clone(), Followed { tracker, asked: steer.asked(camera) })
-    };
-    cameras.iter().map(follow).collect()
+/// No objects yet of a camera, which is looked at from now on.
+pub(super) fn follow(camera: &CameraConfig, steer: &Steer) -> Followed {
+    let tracker = Tracker::new(camera.id.clone(), camera.tracking.clone(), pace(camera));
+    Followed { tracker, asked: steer.asked(camera), since: Instant::now() }
+}
+
+/// How often a camera is looked at.
+pub(super) fn pace(camera: &CameraConfig) -> Pace {
+    let longest = camera.motion.as_ref().map_or(camera.interval, |motion| motion.max_interval);
+    Pace { interval: camera.interval, longest }
+}
+
+/// A change of what is followed. Whatever was followed of the camera before has its end told.
+struct Order {
+    camera: CameraId,
+    /// `None`: it goes.
+    followed: Option<Followed>,
+    /// Where its being taken in is told.
+    done: Sender<()>,
 }
 
 /// Who is told of objects.
@@ -54,7 +69,7 @@ pub(super) struct Told {
     /// The broker.
     pub(super) publisher: Option<Publisher>,
     /// Clips.
-    pub(super) recorder: Option<Recorder>,
+    pub(super) recorder: Option<Arc<Recorder>>,
     /// Live video.
     pub(super) live: Option<Live>,
     /// Pictures of objects as files.
@@ -65,6 +80,7 @@ pub(super) struct Told {
 pub(super) struct Results {
     /// Before the thread: dropped without `finish`, it must let go of the thread that is then joined.
     cut: Sender<()>,
+    orders: Sender<Order>,
     thread: Thread,
     /// Gone with the thread.
     pulse: Weak<()>,
@@ -81,6 +97,7 @@ impl Results {
         metrics: &Metrics,
     ) -> Result<Self> {
         let (cut, until) = bounded::<()>(0);
+        let (orders, changes) = bounded(1);
         let ticks = tick(TICK);
         let mut step =
             Step { fanout, annotator, followed, told, metrics: metrics.clone(), seqs: HashMap::new(), portraits: Portraits::default() };
@@ -92,6 +109,10 @@ impl Results {
                 select! {
                     recv(found) -> batch => match batch {
                         Ok(batch) => step.step(batch),
+                        Err(_) => break,
+                    },
+                    recv(changes) -> change => match change {
+                        Ok(order) => step.order(order),
                         Err(_) => break,
                     },
                     recv(ticks) -> _ => step.follow(|one, now| one.tracker.tick(now, one.asked.is_watched())),
@@ -120,7 +141,26 @@ impl Results {
                 recorder.finish(deadline);
             }
         })?;
-        Ok(Self { cut, thread, pulse })
+        Ok(Self { cut, orders, thread, pulse })
+    }
+
+    /// Follows a camera from now on, by these rules; a new one is told to the sinks.
+    pub(super) fn follow(&self, camera: &CameraId, followed: Followed) {
+        self.order(camera, Some(followed));
+    }
+
+    /// Follows a camera no longer: answers that still come about it are passed over.
+    pub(super) fn leave(&self, camera: &CameraId) {
+        self.order(camera, None);
+    }
+
+    /// Returns once it is done, or the thread does not come round to it.
+    fn order(&self, camera: &CameraId, followed: Option<Followed>) {
+        let (done, taken) = bounded(1);
+        let order = Order { camera: camera.clone(), followed, done };
+        if self.orders.send_timeout(order, TAKEN_IN).is_err() || taken.recv_timeout(TAKEN_IN).is_err() {
+            tracing::error!("a change of cameras is not taken in yet: the thread that deals with answers is at something else");
+        }
     }
 
     /// Whether the thread has ended.
@@ -166,7 +206,7 @@ impl Step {
     /// frames can overtake each other here.
     fn step(&mut self, batch: Vec<Found>) {
         let numbered: Vec<(Numbered, Ticket)> =
-            batch.into_iter().filter_map(|one| self.guarded(one.job.frame.camera.clone(), |step| step.deal(one))).collect();
+            batch.into_iter().filter_map(|one| self.guarded(one.job.frame.camera.clone(), |step| step.deal(one)).flatten()).collect();
         let (numbered, tickets): (Vec<Numbered>, Vec<Ticket>) = numbered.into_iter().unzip();
         Ticket::give_back(tickets);
         for Numbered { looked, events } in numbered {
@@ -188,8 +228,13 @@ impl Step {
         dealt
     }
 
-    fn deal(&mut self, found: Found) -> (Numbered, Ticket) {
+    /// `None`: the camera has gone, or is another than when the frame came.
+    fn deal(&mut self, found: Found) -> Option<(Numbered, Ticket)> {
         let Found { job: Job { frame, prompt }, answer, queued, inference, ticket } = found;
+        if self.followed.get(&frame.camera).is_none_or(|one| frame.received < one.since) {
+            self.metrics.counter("frames_dropped", frame.camera.as_str()).add();
+            return None;
+        }
         let seq = self.seqs.entry(frame.camera.clone()).or_default();
         *seq += 1;
         let total = frame.received.elapsed();
@@ -206,21 +251,36 @@ impl Step {
         }
         self.count(&looked.frame.camera);
         self.show(&looked.frame.camera);
-        (Numbered { looked, events }, ticket)
+        Some((Numbered { looked, events }, ticket))
+    }
+
+    fn order(&mut self, Order { camera, followed, done }: Order) {
+        self.follow_one(&camera, |one, now| one.tracker.finish(now));
+        let stays = followed.is_some();
+        let before = match followed {
+            Some(followed) => self.followed.insert(camera.clone(), followed),
+            None => self.followed.remove(&camera),
+        };
+        if stays != before.is_some() {
+            self.fanout.tell(&camera, stays);
+        }
+        // Nobody listens any more where it took too long.
+        done.try_send(()).ok();
     }
 
     /// What there is to tell of each camera's objects at this moment.
     fn follow(&mut self, what: impl Fn(&mut Followed, Instant) -> Vec<Event>) {
-        let now = Instant::now();
         let cameras: Vec<CameraId> = self.followed.keys().cloned().collect();
-        for camera in cameras {
-            self.guarded(camera.clone(), |step| {
-                let events = step.followed.get_mut(&camera).map(|one| what(one, now)).unwrap_or_default();
-                step.count(&camera);
-                step.show(&camera);
-                step.tell(events, None);
-            });
-        }
+        cameras.iter().for_each(|camera| self.follow_one(camera, &what));
+    }
+
+    fn follow_one(&mut self, camera: &CameraId, what: impl Fn(&mut Followed, Instant) -> Vec<Event>) {
+        self.guarded(camera.clone(), |step| {
+            let events = step.followed.get_mut(camera).map(|one| what(one, Instant::now())).unwrap_or_default();
+            step.count(camera);
+            step.show(camera);
+            step.tell(events, None);
+        });
     }
 
     /// How many objects are in the camera's zones from now on.

@@ -69,7 +69,8 @@ impl Asked {
 
 /// Every camera that commands may be for.
 pub struct Steer {
-    cameras: BTreeMap<CameraId, Camera>,
+    /// Locked before the orders, where both are.
+    cameras: Mutex<BTreeMap<CameraId, Camera>>,
     orders: Mutex<BTreeMap<String, Order>>,
     keeper: Option<Keeper>,
 }
@@ -103,10 +104,7 @@ impl Steer {
         let mut orders = state.map(|claim| read(&claim.folder().join(FILE))).unwrap_or_default();
         let found = orders.len();
         // Else an edit that is taken back would bring an old command back.
-        orders.retain(|id, order| {
-            let holds = |camera: &CameraConfig| camera.id.as_str() == id && camera.prompt.text() == order.configured;
-            cameras.iter().any(holds)
-        });
+        orders.retain(|id, order| holds(id, order, cameras));
         let cameras: BTreeMap<CameraId, Camera> = cameras
             .iter()
             .map(|camera| {
@@ -119,17 +117,48 @@ impl Steer {
                 if let Some(detect) = order.and_then(|order| order.detect) {
                     asked.detect.store(detect && camera.enabled, Ordering::Release);
                 }
-                (
-                    camera.id.clone(),
-                    Camera { zones: camera.tracking.zones.clone(), configured: camera.prompt.clone(), enabled: camera.enabled, asked },
-                )
+                (camera.id.clone(), Camera::new(camera, asked))
             })
             .collect();
         let keeper = state.cloned().map(Keeper::start).transpose()?;
         if let Some(keeper) = keeper.as_ref().filter(|_| orders.len() < found) {
             keeper.put(to_bytes(&orders)?);
         }
-        Ok(Self { cameras, orders: Mutex::new(orders), keeper })
+        Ok(Self { cameras: Mutex::new(cameras), orders: Mutex::new(orders), keeper })
+    }
+
+    /// Takes in another configuration, as a restart would: a camera whose prompt is edited is asked that, and what was
+    /// commanded of it is forgotten, as of one that is gone. The others go on as they were told.
+    pub fn adopt(&self, cameras: &[CameraConfig]) {
+        let mut known = sync::lock(&self.cameras);
+        let mut orders = sync::lock(&self.orders);
+        let before = orders.len();
+        orders.retain(|id, order| holds(id, order, cameras));
+        known.retain(|id, _| cameras.iter().any(|camera| camera.id == *id));
+        for camera in cameras {
+            let asked = match known.get(&camera.id) {
+                Some(one) => one.asked.clone(),
+                None => Asked::of(camera),
+            };
+            let one = known.entry(camera.id.clone()).or_insert_with(|| Camera::new(camera, asked.clone()));
+            if one.configured != camera.prompt {
+                *sync::lock(&asked.prompt) = Arc::new(camera.prompt.clone());
+                asked.detect.store(camera.enabled, Ordering::Release);
+            } else if one.enabled != camera.enabled {
+                let commanded = orders.get(camera.id.as_str()).and_then(|order| order.detect).unwrap_or(true);
+                asked.detect.store(camera.enabled && commanded, Ordering::Release);
+            }
+            if !camera.enabled {
+                asked.note(CameraState::Disabled);
+            }
+            *one = Camera::new(camera, asked);
+        }
+        if let Some(keeper) = self.keeper.as_ref().filter(|_| orders.len() < before) {
+            match to_bytes(&orders) {
+                Ok(bytes) => keeper.put(bytes),
+                Err(error) => tracing::warn!("commands are not kept: {}", error.chain()),
+            }
+        }
     }
 
     /// Writes down what is not on disk yet, and ends; no later than `deadline`, which is told if it is missed.
@@ -139,12 +168,18 @@ impl Steer {
 
     /// A camera's prompt and whether it is looked at; as configured where it is not known.
     pub fn asked(&self, camera: &CameraConfig) -> Asked {
-        self.cameras.get(&camera.id).map_or_else(|| Asked::of(camera), |known| known.asked.clone())
+        sync::lock(&self.cameras).get(&camera.id).map_or_else(|| Asked::of(camera), |known| known.asked.clone())
+    }
+
+    /// A camera as its readers are to be told of it.
+    pub fn told(&self, camera: &CameraConfig) -> Watched {
+        let known = Camera::new(camera, self.asked(camera));
+        watched(&camera.id, &known)
     }
 
     /// Every camera as its readers are to be told of it.
     pub fn watched(&self) -> Vec<Watched> {
-        self.cameras.iter().map(|(id, camera)| watched(id, camera)).collect()
+        sync::lock(&self.cameras).iter().map(|(id, camera)| watched(id, camera)).collect()
     }
 
     fn keep(&self, camera: &CameraId, configured: &Prompt, command: &Command) -> Result<()> {
@@ -170,7 +205,8 @@ impl Drop for Steer {
 
 impl Steering for Steer {
     fn steer(&self, camera: &CameraId, command: &Command) -> Result<Watched> {
-        let known = self.cameras.get(camera).filter(|known| known.enabled);
+        let cameras = sync::lock(&self.cameras);
+        let known = cameras.get(camera).filter(|known| known.enabled);
         let known = known.ok_or_else(|| Error::new(Kind::Input, format!("{camera} is no enabled camera of the configuration")))?;
         match command {
             Command::Prompt(prompt) => *sync::lock(&known.asked.prompt) = Arc::new(prompt.clone()),
@@ -182,6 +218,17 @@ impl Steering for Steer {
         }
         Ok(watched(camera, known))
     }
+}
+
+impl Camera {
+    fn new(camera: &CameraConfig, asked: Asked) -> Self {
+        Self { zones: camera.tracking.zones.clone(), configured: camera.prompt.clone(), enabled: camera.enabled, asked }
+    }
+}
+
+/// Whether what was commanded still stands: an edit overrules it, also one that is taken back later.
+fn holds(id: &str, order: &Order, cameras: &[CameraConfig]) -> bool {
+    cameras.iter().any(|camera| camera.id.as_str() == id && camera.prompt.text() == order.configured)
 }
 
 fn watched(id: &CameraId, camera: &Camera) -> Watched {
@@ -342,6 +389,40 @@ mod tests {
         assert_eq!(on_disk(state.folder()), "{}", "of a camera that is gone");
         fs::write(state.folder().join(FILE), "{").unwrap();
         assert_eq!(kept(&gate).prompt().text(), "detect cat");
+    }
+
+    #[test]
+    fn another_configuration_overrules_commands_only_where_the_prompt_is_edited() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = claim(folder.path());
+        let [gate, yard] = ["gate", "yard"].map(|id| camera(id, "detect cat"));
+        let steer = Steer::new(&[gate.clone(), yard.clone()], Some(&state)).unwrap();
+        let before = steer.asked(&gate);
+        for id in [&gate.id, &yard.id] {
+            steer.steer(id, &Command::Prompt(Prompt::new("detect bus").unwrap())).unwrap();
+            steer.steer(id, &Command::Detect(false)).unwrap();
+        }
+        let new = camera("new", "detect dog");
+        let off = CameraConfig { enabled: false, ..yard.clone() };
+        steer.adopt(&[gate.clone(), off.clone(), new.clone()]);
+        let asks = |camera: &CameraConfig| (steer.asked(camera).prompt().text().to_owned(), steer.asked(camera).detects());
+        assert_eq!(
+            [asks(&gate), asks(&off), asks(&new)],
+            [("detect bus".into(), false), ("detect bus".into(), false), ("detect dog".into(), true)]
+        );
+        assert!(steer.steer(&yard.id, &Command::Detect(true)).is_err(), "it is disabled");
+        assert!(steer.steer(&new.id, &Command::Detect(true)).unwrap().enabled);
+        // Switched on, it is as it was commanded to be; edited, it is as it is written; gone, it is forgotten.
+        let edited = camera("gate", "detect horse");
+        steer.adopt(&[edited.clone(), yard.clone()]);
+        assert_eq!([asks(&edited), asks(&yard)], [("detect horse".into(), true), ("detect bus".into(), false)]);
+        assert_eq!(before.prompt().text(), "detect horse", "whoever asks already learns it");
+        assert!(steer.steer(&new.id, &Command::Detect(true)).is_err());
+        steer.adopt(&[gate.clone(), yard.clone()]);
+        assert_eq!(asks(&gate), ("detect cat".into(), true), "the edit was taken back, the command stays gone");
+        steer.finish(soon());
+        let written = on_disk(folder.path());
+        assert!(written.contains("yard") && !written.contains("gate") && !written.contains("new"), "{written}");
     }
 
     #[test]

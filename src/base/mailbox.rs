@@ -4,6 +4,9 @@
 //! most one frame per camera is in flight, which gives freshness, fairness, order per camera with any number of
 //! workers, and back-pressure, without a return channel.
 //!
+//! Slots come and go: `Slots` opens another at any moment, and one whose writing end is dropped is used again once nothing
+//! of it waits or is in flight.
+//!
 //! Several items may be taken at once: those that are there, without waiting for more. What is there is shared evenly
 //! among the takers that have nothing to do, so that none of them stays idle while another has a full hand.
 
@@ -14,17 +17,25 @@ use crate::base::sync;
 struct Slot<T> {
     item: Option<T>,
     in_flight: bool,
+    /// It has a writing end.
+    open: bool,
 }
 
 impl<T> Slot<T> {
     fn is_ready(&self) -> bool {
         self.item.is_some() && !self.in_flight
     }
+
+    /// Nothing of it is anywhere any more.
+    fn is_free(&self) -> bool {
+        !self.open && self.item.is_none() && !self.in_flight
+    }
 }
 
 struct State<T> {
     slots: Vec<Slot<T>>,
     next: usize,
+    /// Writing ends, and those who may open more.
     putters: usize,
     /// Takers that wait for an item.
     idle: usize,
@@ -69,7 +80,12 @@ pub enum Put {
     Closed,
 }
 
-/// The writing end of one slot; the mailbox closes when every writing end is dropped.
+/// Opens slots. The mailbox closes when it and every writing end are dropped.
+pub struct Slots<T> {
+    shared: Arc<Shared<T>>,
+}
+
+/// The writing end of one slot.
 pub struct Putter<T> {
     shared: Arc<Shared<T>>,
     slot: usize,
@@ -122,16 +138,37 @@ impl Drop for Ticket {
 
 /// A mailbox with `slots` slots: one `Putter` each, and the `Taker`.
 pub fn mailbox<T: Send + 'static>(slots: usize) -> (Vec<Putter<T>>, Taker<T>) {
-    let state = State {
-        slots: (0..slots).map(|_| Slot { item: None, in_flight: false }).collect(),
-        next: 0,
-        putters: slots,
-        idle: 0,
-        closed: false,
-    };
+    let (opener, taker) = open();
+    ((0..slots).map(|_| opener.open()).collect(), taker)
+}
+
+/// A mailbox without slots: who opens them, and the `Taker`.
+pub fn open<T: Send + 'static>() -> (Slots<T>, Taker<T>) {
+    let state = State { slots: Vec::new(), next: 0, putters: 1, idle: 0, closed: false };
     let shared = Arc::new(Shared { state: Mutex::new(state), filled: Condvar::new() });
-    let putters = (0..slots).map(|slot| Putter { shared: shared.clone(), slot }).collect();
-    (putters, Taker { shared, alive: Arc::new(()) })
+    (Slots { shared: shared.clone() }, Taker { shared, alive: Arc::new(()) })
+}
+
+impl<T> Slots<T> {
+    /// Another slot, there for as long as its writing end is.
+    pub fn open(&self) -> Putter<T> {
+        let mut state = self.shared.lock();
+        state.putters += 1;
+        let slot = state.slots.iter().position(Slot::is_free).unwrap_or(state.slots.len());
+        let fresh = Slot { item: None, in_flight: false, open: true };
+        match state.slots.get_mut(slot) {
+            Some(free) => *free = fresh,
+            None => state.slots.push(fresh),
+        }
+        Putter { shared: self.shared.clone(), slot }
+    }
+}
+
+impl<T> Drop for Slots<T> {
+    fn drop(&mut self) {
+        self.shared.lock().putters -= 1;
+        self.shared.filled.notify_all();
+    }
 }
 
 impl<T> Putter<T> {
@@ -150,15 +187,19 @@ impl<T> Putter<T> {
 
 impl<T> Drop for Putter<T> {
     fn drop(&mut self) {
-        self.shared.lock().putters -= 1;
+        let mut state = self.shared.lock();
+        state.putters -= 1;
+        // What waits there is still taken.
+        state.slots[self.slot].open = false;
+        drop(state);
         self.shared.filled.notify_all();
     }
 }
 
 impl<T: Send + 'static> Taker<T> {
-    /// How many slots there are.
+    /// How many slots there are at this moment.
     pub fn slots(&self) -> usize {
-        self.shared.lock().slots.len()
+        self.shared.lock().slots.iter().filter(|slot| !slot.is_free()).count()
     }
 
     /// Waits for one item and takes with it what else is ready: slots in turn, those in flight left out, `most` at
@@ -399,6 +440,33 @@ mod tests {
         drop(putters);
         assert_eq!(taken(&taker), Some(7));
         assert_eq!(taken(&taker), None);
+    }
+
+    #[test]
+    fn slots_come_and_go_and_one_is_used_again_once_nothing_of_it_is_left() {
+        let (slots, taker) = open();
+        let (first, second) = (slots.open(), slots.open());
+        first.put(1);
+        let (_, ticket) = taker.take_up_to(1).unwrap().remove(0);
+        first.put(2);
+        drop(first);
+        // One waits and one is in flight: the slot is not free, and what waits is passed over.
+        let third = slots.open();
+        assert_eq!(taker.slots(), 3);
+        third.put(3);
+        assert_eq!(taken(&taker), Some(3));
+        drop(ticket);
+        assert_eq!(taken(&taker), Some(2));
+        let fourth = slots.open();
+        fourth.put(4);
+        assert_eq!((taker.slots(), taken(&taker)), (3, Some(4)));
+        drop((second, third, fourth));
+        assert_eq!(taker.slots(), 0);
+        // Nobody writes, but somebody may come who does.
+        let last = slots.open();
+        last.put(5);
+        drop((slots, last));
+        assert_eq!((taken(&taker), taken(&taker)), (Some(5), None));
     }
 
     #[test]

@@ -1,6 +1,45 @@
 //! Secrets: held in a type that does not print, and cut out of URIs before anything is said about them.
 
-pub use secrecy::{ExposeSecret, SecretString};
+use std::fmt;
+
+pub use secrecy::ExposeSecret;
+
+/// A secret text. It does not print, is wiped when dropped, and can be told from another.
+#[derive(Clone)]
+pub struct SecretString(secrecy::SecretString);
+
+impl From<String> for SecretString {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+impl From<&str> for SecretString {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl ExposeSecret<str> for SecretString {
+    fn expose_secret(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl PartialEq for SecretString {
+    /// For configurations of the operator's own, not for what somebody shows: the time it takes tells of the text.
+    fn eq(&self, other: &Self) -> bool {
+        self.expose_secret() == other.expose_secret()
+    }
+}
+
+impl Eq for SecretString {}
+
+impl fmt::Debug for SecretString {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
 
 /// `uri` with the user and password replaced: `rtsp://***@host/path`. Text that is no URI comes back as it is.
 ///
@@ -51,6 +90,13 @@ mod tests {
         assert_eq!(uri("rtsp://cam/main"), "rtsp://cam/main");
         assert_eq!(uri("file:///media/a@b.mp4"), "file:///media/a@b.mp4");
         assert_eq!(uri("no uri"), "no uri");
+    }
+
+    #[test]
+    fn a_secret_does_not_print_and_is_told_from_another() {
+        let [one, same, other] = ["s3cr3t", "s3cr3t", "s3cr3T"].map(SecretString::from);
+        assert!(one == same && one != other);
+        assert_eq!(format!("{one:?}"), "***");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the service manager is told: ready, alive, stopping, a status line. Outside systemd each call does nothing.
+//! What the service manager is told: ready, alive, reloading, stopping, a status line. Outside systemd each call does nothing.
 
 use sd_notify::NotifyState;
 
@@ -12,14 +12,22 @@ pub fn alive() {
     notify(&[NotifyState::Watchdog]);
 }
 
+/// The configuration is read anew; `ready` says that this is over, however it ended.
+pub fn reloading() {
+    // Newer service managers tell by the time which of two reloads is over.
+    let now = NotifyState::monotonic_usec_now();
+    let states: Vec<NotifyState<'_>> = std::iter::once(NotifyState::Reloading).chain(now).collect();
+    notify(&states);
+}
+
 /// A clean stop has begun.
 pub fn stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
-/// The line `systemctl status` shows.
+/// The line `systemctl status` shows; what would be further lines stands behind it.
 pub fn status(line: &str) {
-    notify(&[NotifyState::Status(line)]);
+    notify(&[NotifyState::Status(&line.replace('\n', "; "))]);
 }
 
 /// The start takes longer than planned (a model download): asks for `seconds` more.

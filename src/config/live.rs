@@ -22,7 +22,7 @@ pub enum EncoderKind {
 }
 
 /// Who may watch over RTSP.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RtspLogin {
     /// The user.
     pub username: String,
@@ -31,7 +31,7 @@ pub struct RtspLogin {
 }
 
 /// Live video that is sent to a server, always.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PushConfig {
     /// The cameras, at least one.
     pub cameras: Vec<CameraId>,
@@ -40,7 +40,7 @@ pub struct PushConfig {
 }
 
 /// Live video that is played into a device as if it were a camera's.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct V4l2Config {
     /// The camera.
     pub camera: CameraId,

@@ -9,6 +9,7 @@ mod track;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use toml::de::DeTable;
@@ -304,7 +305,7 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
         topic_prefix: topic_prefix?,
         qos,
         tls,
-        client_id: client_id.unwrap_or_else(|| format!("palisade-{}", uuid::Uuid::new_v4().simple())),
+        client_id: client_id.unwrap_or_else(own_client_id),
         durable,
         state_dir: Some(state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR))),
         control,
@@ -315,6 +316,12 @@ fn mqtt(mut section: Section<'_, '_>, outside: &Outside<'_>) -> Option<MqttConfi
         max_packet,
         backlog_rate,
     })
+}
+
+/// One for the process, so that a file that is read anew says the same.
+fn own_client_id() -> String {
+    static OWN: OnceLock<String> = OnceLock::new();
+    OWN.get_or_init(|| format!("palisade-{}", uuid::Uuid::new_v4().simple())).clone()
 }
 
 fn tls(section: &mut Section<'_, '_>, encrypted: bool, outside: &Outside<'_>) -> Option<TlsConfig> {

@@ -66,10 +66,11 @@ pub async fn video(State(desk): State<Desk>, Path((name, file)): Path<(String, S
 /// One that is known by this name: what was asked for goes no further than this comparison.
 fn camera(desk: &Desk, name: &str) -> Result<CameraId, Refusal> {
     let unknown = || {
-        let known: Vec<&str> = desk.screens.jpegs.cameras().map(CameraId::as_str).collect();
+        let known = desk.screens.jpegs.cameras();
+        let known: Vec<&str> = known.iter().map(CameraId::as_str).collect();
         Refusal::new(StatusCode::NOT_FOUND, format!("there is no such camera; must be one of {}", known.join(", ")))
     };
-    desk.screens.jpegs.cameras().find(|id| id.as_str() == name).cloned().ok_or_else(unknown)
+    desk.screens.jpegs.cameras().into_iter().find(|id| id.as_str() == name).ok_or_else(unknown)
 }
 
 /// What may be said of the pictures.

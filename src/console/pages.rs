@@ -29,7 +29,7 @@ pub async fn index(State(desk): State<Desk>) -> Html<String> {
         let link = |to: &str, name: &str| format!("<a href=\"/live/{id}{to}\">{name}</a>");
         format!("<li>{id}: {}, {}, {}</li>", link(".mjpeg", "live"), link(".jpg", "picture"), link("/index.m3u8", "HLS"))
     };
-    let cameras: String = desk.screens.jpegs.cameras().map(line).collect();
+    let cameras: String = desk.screens.jpegs.cameras().iter().map(line).collect();
     let out = if desk.guard.is_closed() { "<form method=\"post\" action=\"/logout\"><button>Log out</button></form>" } else { "" };
     page("palisade", &format!("<ul>{cameras}</ul>{out}"))
 }

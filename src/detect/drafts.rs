@@ -42,6 +42,11 @@ impl Drafts {
         answers
     }
 
+    /// Forgets a camera that is gone.
+    pub fn forget(&self, camera: &CameraId) {
+        self.lock().remove(camera);
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<CameraId, Last>> {
         sync::lock(&self.0)
     }

@@ -143,6 +143,19 @@ impl Cameras {
         self.all.entry(id.clone()).or_default();
     }
 
+    /// A camera comes later; returns the sums of zones that are called as it, emptied.
+    pub fn enter(&mut self, id: &CameraId, topics: &Topics) -> Payloads {
+        self.know(id);
+        self.sums(topics)
+    }
+
+    /// A camera goes; returns where there are pictures of it, and the sums of zones that change with it.
+    pub fn leave(&mut self, id: &CameraId, topics: &Topics) -> (Vec<String>, Payloads) {
+        let gone = self.all.remove(id).unwrap_or_default();
+        let pictures = gone.pictured.iter().flat_map(|slug| topics.snapshots(id, slug)).collect();
+        (pictures, self.sums(topics))
+    }
+
     /// A camera's zones.
     pub fn zones(&self, id: &CameraId) -> Option<&Zones> {
         self.all.get(id).map(|camera| &camera.zones)

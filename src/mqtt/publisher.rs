@@ -22,7 +22,7 @@ use crate::mqtt::topic::Topics;
 use crate::mqtt::trouble::Quiet;
 use crate::mqtt::wire::PACKET_OVERHEAD;
 use crate::mqtt::{OWN_PACKET, discovery, stats};
-use crate::types::{CameraId, CameraStatus, Event, Looked, Track};
+use crate::types::{CameraId, CameraState, CameraStatus, Event, Looked, Track};
 
 /// A topic of ours has no more bytes: a prefix of 200, a camera of 63, and a label.
 const LONGEST_TOPIC: usize = 800;
@@ -159,6 +159,10 @@ impl Publisher {
     pub fn watch(&self, watched: &Watched) {
         let Inner { topics, context, discovery, .. } = &*self.0;
         let mut cameras = self.cameras();
+        // It may have gone in the moment in which a command was obeyed.
+        if !cameras.knows(&watched.id) {
+            return;
+        }
         let state = cameras.watch(watched, topics);
         if let Some(prefix) = discovery {
             let (labels, gone) = cameras.labels(&watched.id);
@@ -185,6 +189,42 @@ impl Publisher {
             self.retain(Stage::Discovery, vec![(topic, config)]);
         }
         self.retain(Stage::State, state);
+    }
+
+    /// Publishes a camera of the start, or one that comes: that it is being connected to, and what it is asked.
+    pub(super) fn begin(&self, watched: &Watched) {
+        self.lane(&watched.id);
+        let (camera, state, reason, since) = (watched.id.clone(), CameraState::Connecting, String::new(), Utc::now());
+        self.camera_status(&CameraStatus { camera, state, reason, since, fps: 0.0 });
+        self.watch(watched);
+    }
+
+    /// A camera comes while the link is there, and is told of as those of the start were.
+    pub fn enter(&self, watched: &Watched) {
+        let mut cameras = self.cameras();
+        // Where a zone is called as it, what was told of the zone goes first.
+        let changed = cameras.enter(&watched.id, &self.0.topics);
+        self.retain(Stage::State, changed);
+        drop(cameras);
+        self.begin(watched);
+    }
+
+    /// A camera goes: all that is retained of it is cleared, its pictures and Home Assistant's device included. Records of it
+    /// that wait still go out.
+    pub fn leave(&self, camera: &CameraId) {
+        let Inner { topics, discovery, desk, .. } = &*self.0;
+        let mut cameras = self.cameras();
+        let (pictures, changed) = cameras.leave(camera, topics);
+        let mut pending = desk.lock();
+        let device = discovery.as_ref().map(|prefix| discovery::topic(prefix, topics, camera));
+        let below = topics.below(camera);
+        let told = pending.retained().topics().map(|(_, topic)| topic).filter(|topic| below.iter().any(|below| topic.starts_with(below)));
+        let told: Vec<String> = told.map(str::to_owned).chain(pictures).collect();
+        device.into_iter().for_each(|topic| pending.retain(Stage::Discovery, topic, Vec::new()));
+        told.into_iter().for_each(|topic| pending.retain(Stage::State, topic, Vec::new()));
+        drop(pending);
+        // A zone that is called as it was has its topics now.
+        self.retain(Stage::State, changed);
     }
 
     /// Takes in what earlier runs told of a camera that is watched from now on.

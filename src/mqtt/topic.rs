@@ -43,6 +43,11 @@ impl Topics {
         format!("{}/{camera}/status", self.prefix)
     }
 
+    /// What all retained topics of a camera begin with, but for its discovery.
+    pub fn below(&self, camera: &CameraId) -> Vec<String> {
+        std::iter::once(&self.prefix).chain(&self.frigate).map(|prefix| format!("{prefix}/{camera}/")).collect()
+    }
+
     /// What was seen on a camera's frames: `P/<camera>/detections`.
     pub fn detections(&self, camera: &CameraId) -> String {
         format!("{}/{camera}/detections", self.prefix)

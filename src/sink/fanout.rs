@@ -1,12 +1,16 @@
 //! One thread and one bounded queue per sink.
 
+use std::any::Any;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 
 use crate::base::error::{Error, Kind, Result};
 use crate::base::metrics::{Counter, Metrics};
+use crate::base::sync;
 use crate::base::thread::{self, Thread};
 use crate::sink::{Filter, Picture, Sink};
 use crate::types::CameraId;
@@ -25,9 +29,15 @@ pub struct Fanout {
     lanes: Vec<Lane>,
 }
 
+/// Cameras that came or went.
+type News = Arc<Mutex<BTreeMap<CameraId, bool>>>;
+
 struct Lane {
     name: String,
     queue: Sender<Picture>,
+    /// The newest that the sink was not told yet of each camera: whether it is there.
+    news: News,
+    bell: Sender<()>,
     dropped: Counter,
     filter: Option<Filter>,
     thread: Thread,
@@ -58,6 +68,15 @@ impl Fanout {
         }
     }
 
+    /// Tells every sink that a camera comes, or that it goes and no picture of it follows. Waits for none.
+    pub fn tell(&self, camera: &CameraId, there: bool) {
+        for lane in &self.lanes {
+            sync::lock(&lane.news).insert(camera.clone(), there);
+            // Where it rings already, all that there is will be told.
+            lane.bell.try_send(()).ok();
+        }
+    }
+
     /// Lets every sink write what waits and finish its files, until `deadline`; says which one did not manage.
     pub fn finish(self, deadline: Instant) {
         let (names, threads): (Vec<_>, Vec<_>) = self.lanes.into_iter().map(|lane| (lane.name, lane.thread)).unzip();
@@ -73,10 +92,13 @@ impl Lane {
     fn start(sink: Box<dyn Sink>, metrics: &Metrics) -> Result<Self> {
         let (name, filter) = (sink.name().to_owned(), sink.filter());
         let (queue, pictures) = bounded(QUEUE);
+        let (bell, rings) = bounded(1);
+        let news = News::default();
+        let told = news.clone();
         let counters =
             Counters { written: metrics.counter("sink_frames_written", &name), failed: metrics.counter("sink_frames_failed", &name) };
-        let thread = thread::spawn(format!("sink-{name}"), move || serve(sink, &pictures, &counters))?;
-        Ok(Self { dropped: metrics.counter("sink_frames_dropped", &name), name, queue, filter, thread })
+        let thread = thread::spawn(format!("sink-{name}"), move || serve(sink, &pictures, (&rings, &told), &counters))?;
+        Ok(Self { dropped: metrics.counter("sink_frames_dropped", &name), name, queue, news, bell, filter, thread })
     }
 
     fn wants(&self, camera: &CameraId) -> bool {
@@ -89,33 +111,69 @@ struct Counters {
     failed: Counter,
 }
 
-fn serve(mut sink: Box<dyn Sink>, pictures: &Receiver<Picture>, counters: &Counters) {
-    let mut told: Option<Instant> = None;
+fn serve(sink: Box<dyn Sink>, pictures: &Receiver<Picture>, (rings, news): (&Receiver<()>, &News), counters: &Counters) {
+    let mut server = Server { sink, counters, told: None };
     loop {
-        let picture = match pictures.recv_timeout(IDLE) {
-            Ok(picture) => picture,
-            Err(RecvTimeoutError::Timeout) => {
-                sink.tidy();
-                continue;
-            }
-            Err(RecvTimeoutError::Disconnected) => break,
-        };
+        select! {
+            recv(pictures) -> picture => match picture {
+                Ok(picture) => server.write(&picture),
+                Err(_) => break,
+            },
+            recv(rings) -> ring => match ring {
+                Ok(()) => {
+                    let news = std::mem::take(&mut *sync::lock(news));
+                    // Those of a camera that goes have been offered before.
+                    pictures.try_iter().for_each(|picture| server.write(&picture));
+                    news.iter().for_each(|(camera, there)| server.tell(camera, *there));
+                }
+                // What waits is still written.
+                Err(_) => {
+                    pictures.iter().for_each(|picture| server.write(&picture));
+                    break;
+                }
+            },
+            default(IDLE) => server.sink.tidy(),
+        }
+    }
+    if let Err(error) = server.sink.finish() {
+        tracing::error!(sink = server.sink.name(), "{}", error.chain());
+    }
+}
+
+/// A sink in its thread.
+struct Server<'c> {
+    sink: Box<dyn Sink>,
+    counters: &'c Counters,
+    /// When it was last told that it fails.
+    told: Option<Instant>,
+}
+
+impl Server<'_> {
+    fn write(&mut self, picture: &Picture) {
         // A panic in a sink is a failed picture like any other.
-        let panicked = |_| Err(Error::new(Kind::Internal, "the sink panicked; this is a defect, please report it"));
-        match catch_unwind(AssertUnwindSafe(|| sink.write(&picture))).unwrap_or_else(panicked) {
-            Ok(()) => counters.written.add(),
+        match catch_unwind(AssertUnwindSafe(|| self.sink.write(picture))).unwrap_or_else(panicked) {
+            Ok(()) => self.counters.written.add(),
             Err(error) => {
-                counters.failed.add();
-                if told.is_none_or(|at| at.elapsed() >= QUIET) {
-                    tracing::warn!(sink = sink.name(), camera = %picture.camera, failed = counters.failed.get(), "{}", error.chain());
-                    told = Some(Instant::now());
+                let failed = &self.counters.failed;
+                failed.add();
+                if self.told.is_none_or(|at| at.elapsed() >= QUIET) {
+                    tracing::warn!(sink = self.sink.name(), camera = %picture.camera, failed = failed.get(), "{}", error.chain());
+                    self.told = Some(Instant::now());
                 }
             }
         }
     }
-    if let Err(error) = sink.finish() {
-        tracing::error!(sink = sink.name(), "{}", error.chain());
+
+    fn tell(&mut self, camera: &CameraId, there: bool) {
+        let tell = || if there { self.sink.enter(camera) } else { self.sink.leave(camera) };
+        if let Err(error) = catch_unwind(AssertUnwindSafe(tell)).unwrap_or_else(panicked) {
+            tracing::error!(sink = self.sink.name(), %camera, "{}", error.chain());
+        }
     }
+}
+
+fn panicked(_: Box<dyn Any + Send>) -> Result<()> {
+    Err(Error::new(Kind::Internal, "the sink panicked; this is a defect, please report it"))
 }
 
 #[cfg(test)]
@@ -195,5 +253,46 @@ mod tests {
         assert_eq!(metrics.counter("sink_frames_failed", "disk").get(), 1);
         fanout.finish(Instant::now() + Duration::from_secs(10));
         assert_eq!(metrics.counter("sink_frames_written", "disk").get(), 1);
+    }
+
+    /// Writes down what it is told, in order.
+    struct Listing(Sender<String>);
+
+    impl Sink for Listing {
+        fn name(&self) -> &str {
+            "listing"
+        }
+        fn write(&mut self, picture: &Picture) -> Result<()> {
+            self.0.send(picture.captured.millis().to_string()).ok();
+            Ok(())
+        }
+        fn enter(&mut self, camera: &CameraId) -> Result<()> {
+            self.0.send(format!("+{camera}")).ok();
+            Ok(())
+        }
+        fn leave(&mut self, camera: &CameraId) -> Result<()> {
+            self.0.send(format!("-{camera}")).ok();
+            Err(Error::new(Kind::Io, "no space left"))
+        }
+        fn finish(&mut self) -> Result<()> {
+            self.0.send("end".to_owned()).ok();
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_sink_learns_who_comes_and_goes_behind_the_pictures_of_who_went() {
+        let (seen, told) = unbounded();
+        let fanout = Fanout::start(vec![Box::new(Listing(seen))], &Metrics::new()).unwrap();
+        let id = |id: &str| CameraId::new(id).unwrap();
+        let next = || told.recv_timeout(Duration::from_secs(10)).unwrap();
+        fanout.tell(&id("b"), true);
+        assert_eq!(next(), "+b");
+        (1..=3).for_each(|n| fanout.offer(&picture(n)));
+        fanout.tell(&id("a"), false);
+        assert_eq!([next(), next(), next(), next()], ["1", "2", "3", "-a"]);
+        fanout.offer(&picture(4));
+        fanout.finish(Instant::now() + Duration::from_secs(10));
+        assert_eq!(told.iter().collect::<Vec<_>>(), ["4", "end"]);
     }
 }

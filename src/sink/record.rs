@@ -40,7 +40,7 @@ const WAITING_WORDS: usize = 64;
 const FORM: &str = "00000000T000000.000Z.mp4";
 
 /// A camera whose clips are kept.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {
     /// Its id.
     pub camera: CameraId,
@@ -50,9 +50,12 @@ pub struct Recorded {
 
 /// Every camera's clips.
 pub struct Recorder {
-    tapes: BTreeMap<CameraId, Tape>,
-    writers: Vec<(CameraId, Thread)>,
+    config: RecordConfig,
+    tapes: Mutex<BTreeMap<CameraId, Tape>>,
+    /// Those that run, and such as have ended since another camera came.
+    writers: Mutex<Vec<(CameraId, Thread)>>,
     shelf: Arc<Shelf>,
+    metrics: Metrics,
 }
 
 /// One camera's clips, from the side of its stream. Clones share them.
@@ -93,31 +96,47 @@ impl Recorder {
         let RecordConfig { keep_for, keep_bytes, .. } = config;
         let stock = Stock { key: "record.dir", dir: config.dir.clone(), form: FORM, keep_for, keep_bytes, removed: "clips_removed" };
         let shelf = Arc::new(Shelf::open(stock, &ids, metrics)?);
-        let mut recorder = Self { tapes: BTreeMap::new(), writers: Vec::new(), shelf: shelf.clone() };
-        for Recorded { camera, lag } in cameras {
-            let RecordConfig { pre_roll, post_roll, max_clip, .. } = config;
-            let rules = Rules { pre_roll, lag: *lag, post_roll, max_clip, most_bytes: RING_BYTES };
-            let (orders, waits) = bounded(WAITING + WAITING_WORDS);
-            let waiting = Arc::<Waiting>::default();
-            let writer = Writer::new(camera.clone(), shelf.clone(), waiting.clone(), metrics);
-            let thread = thread::spawn(format!("rec-{camera}"), move || writer.run(&waits))?;
-            let dropped = metrics.counter("clip_units_dropped", camera.as_str());
-            let desk =
-                Desk { camera: camera.clone(), plan: Plan::new(rules), orders: Some(orders), waiting, dropped, skips: false, told: false };
-            recorder.tapes.insert(camera.clone(), Tape(Arc::new(Mutex::new(desk))));
-            recorder.writers.push((camera.clone(), thread));
-        }
+        let recorder = Self { config, tapes: Mutex::default(), writers: Mutex::default(), shelf, metrics: metrics.clone() };
+        cameras.iter().try_for_each(|camera| recorder.enter(camera))?;
         Ok(recorder)
+    }
+
+    /// Keeps clips of a camera from now on; its folder is made with its first clip, where it is not there.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn enter(&self, Recorded { camera, lag }: &Recorded) -> Result<()> {
+        let RecordConfig { pre_roll, post_roll, max_clip, .. } = self.config;
+        let rules = Rules { pre_roll, lag: *lag, post_roll, max_clip, most_bytes: RING_BYTES };
+        let (orders, waits) = bounded(WAITING + WAITING_WORDS);
+        let waiting = Arc::<Waiting>::default();
+        let writer = Writer::new(camera.clone(), self.shelf.clone(), waiting.clone(), &self.metrics);
+        let thread = thread::spawn(format!("rec-{camera}"), move || writer.run(&waits))?;
+        let dropped = self.metrics.counter("clip_units_dropped", camera.as_str());
+        let desk =
+            Desk { camera: camera.clone(), plan: Plan::new(rules), orders: Some(orders), waiting, dropped, skips: false, told: false };
+        sync::lock(&self.tapes).insert(camera.clone(), Tape(Arc::new(Mutex::new(desk))));
+        let mut writers = sync::lock(&self.writers);
+        writers.retain(|(_, thread)| !thread.is_finished());
+        writers.push((camera.clone(), thread));
+        Ok(())
+    }
+
+    /// Ends a camera's file; nothing of it is kept from now on. Waits for no disk.
+    pub fn leave(&self, camera: &CameraId) {
+        if let Some(tape) = sync::lock(&self.tapes).remove(camera) {
+            tape.close();
+        }
     }
 
     /// Where a camera's stream is to go; `None` where nothing of it is kept.
     pub fn tape(&self, camera: &CameraId) -> Option<Tape> {
-        self.tapes.get(camera).cloned()
+        sync::lock(&self.tapes).get(camera).cloned()
     }
 
     /// Notes an event, and says in which file its object is at this moment; `None` where in none. Waits for no disk.
     pub fn event(&self, event: &Event) -> Option<String> {
-        let tape = self.tapes.get(&event.camera)?;
+        let tape = self.tape(&event.camera)?;
         let mut desk = sync::lock(&tape.0);
         // Where the stream cannot be kept there will be no file.
         if desk.told {
@@ -130,18 +149,13 @@ impl Recorder {
 
     /// Ends every file; nothing is kept from now on.
     pub fn close(&self) {
-        for tape in self.tapes.values() {
-            let mut desk = sync::lock(&tape.0);
-            let orders = desk.plan.finish();
-            desk.send(orders);
-            desk.orders = None;
-        }
+        sync::lock(&self.tapes).values().for_each(Tape::close);
     }
 
     /// Closes, and waits until `deadline` for what is still to be written; says which camera's was not.
-    pub fn finish(mut self, deadline: Instant) {
+    pub fn finish(&self, deadline: Instant) {
         self.close();
-        for (camera, thread) in std::mem::take(&mut self.writers) {
+        for (camera, thread) in std::mem::take(&mut *sync::lock(&self.writers)) {
             if !thread.join_until(deadline) {
                 tracing::error!(%camera, "a clip was not finished in time; it can be read up to what was written");
             }
@@ -171,6 +185,13 @@ impl Tape {
             Encoded::Lost => desk.plan.lost(),
         };
         desk.send(orders);
+    }
+
+    fn close(&self) {
+        let mut desk = sync::lock(&self.0);
+        let orders = desk.plan.finish();
+        desk.send(orders);
+        desk.orders = None;
     }
 }
 

@@ -57,10 +57,7 @@ impl Shelf {
     /// # Errors
     /// When a folder cannot be made.
     pub fn open(stock: Stock, cameras: &[CameraId], metrics: &Metrics) -> Result<Self> {
-        for camera in cameras {
-            let folder = stock.dir.join(camera.as_str());
-            fs::create_dir_all(&folder).context(Kind::Io, || format!("{} {} cannot be made", stock.key, folder.display()))?;
-        }
+        cameras.iter().try_for_each(|camera| make_folder(stock.key, &stock.dir, camera).map(drop))?;
         let removed = metrics.counter(stock.removed, "all");
         let shelf = Self { stock, open: Mutex::default(), tidying: Mutex::default(), removed };
         shelf.tidy();
@@ -105,6 +102,16 @@ impl Shelf {
         }
         left.iter().for_each(|path| _ = remove(path));
     }
+}
+
+/// Makes a camera's folder in `dir`, which the configuration names by `key`.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn make_folder(key: &str, dir: &Path, camera: &CameraId) -> Result<PathBuf> {
+    let folder = dir.join(camera.as_str());
+    fs::create_dir_all(&folder).context(Kind::Io, || format!("{key} {} cannot be made", folder.display()))?;
+    Ok(folder)
 }
 
 /// Whether it was there and is no longer.

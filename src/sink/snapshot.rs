@@ -9,11 +9,15 @@ use crate::base::clock::Utc;
 use crate::base::error::{Context, Kind, Result};
 use crate::base::jpeg;
 use crate::config::SnapshotConfig;
+use crate::sink::shelf::make_folder;
 use crate::sink::{Picture, Sink};
 use crate::types::CameraId;
 
 /// JPEG quality: text and outlines stay clean.
 const QUALITY: u8 = 88;
+
+/// The folder's key in the configuration.
+const KEY: &str = "output.snapshots.dir";
 
 /// Writes one JPEG a picture.
 pub struct SnapshotSink {
@@ -29,9 +33,7 @@ impl SnapshotSink {
     pub fn open(config: SnapshotConfig, cameras: &[CameraId]) -> Result<Self> {
         let mut kept = HashMap::new();
         for camera in cameras {
-            let folder = config.dir.join(camera.as_str());
-            fs::create_dir_all(&folder).context(Kind::Io, || format!("output.snapshots.dir {} cannot be made", folder.display()))?;
-            kept.insert(camera.clone(), stock(&folder)?);
+            kept.insert(camera.clone(), stock(&make_folder(KEY, &config.dir, camera)?)?);
         }
         let mut sink = Self { config, kept };
         sink.tidy();
@@ -52,7 +54,7 @@ impl SnapshotSink {
 
 /// The pictures in a folder that we wrote, oldest first. Other files are none of our business.
 fn stock(folder: &Path) -> Result<VecDeque<String>> {
-    let fail = || format!("output.snapshots.dir {} cannot be read", folder.display());
+    let fail = || format!("{KEY} {} cannot be read", folder.display());
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).context(Kind::Io, fail)? {
         let name = entry.context(Kind::Io, fail)?.file_name();
@@ -97,6 +99,14 @@ impl Sink for SnapshotSink {
             names.insert(place, name);
         }
         self.tidy();
+        Ok(())
+    }
+
+    fn enter(&mut self, camera: &CameraId) -> Result<()> {
+        if !self.kept.contains_key(camera) {
+            self.kept.insert(camera.clone(), stock(&make_folder(KEY, &self.config.dir, camera)?)?);
+            self.tidy();
+        }
         Ok(())
     }
 

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use palisade::config::MqttConfig;
 use palisade::mqtt::Watched;
-use palisade::types::Prompt;
+use palisade::types::{Area, Prompt, Zone};
 use serde_json::json;
 
 use super::camera;
 use super::state::start_watching;
-use crate::support::broker::{Broker, LONG, Subscriber, eventually};
+use crate::support::broker::{Broker, LONG, Received, Subscriber, eventually};
 
 fn asked(id: &str, prompt: &str) -> Watched {
     Watched { id: camera(id), prompt: Prompt::new(prompt).unwrap(), enabled: true, zones: Vec::new() }
@@ -154,4 +154,50 @@ fn without_a_state_folder_nothing_is_known_of_earlier_runs() {
     run(config(), &both());
     run(config(), &[asked("a", "detect cat")]);
     assert!(kept(&broker).contains(&"palisade/b/status".to_owned()));
+}
+
+#[test]
+fn cameras_come_and_go_while_the_link_is_there() {
+    let (broker, folder) = (Broker::start(), tempfile::tempdir().unwrap());
+    let mqtt = start_watching(config(&broker, folder.path()), &both());
+    Subscriber::new(&broker, "palisade/status").wait_text("palisade/status", "online");
+    let publisher = mqtt.publisher();
+    assert!(publisher.snapshot(&camera("b"), "car", b"a picture"));
+    let pictures = ["palisade/b/snapshot/car", "frigate/b/car/snapshot"].map(str::to_owned);
+    eventually("its picture is there", || kept(&broker).contains(&pictures[1]));
+
+    let early = Subscriber::new(&broker, "#");
+    publisher.leave(&camera("b"));
+    // A command that was obeyed in that moment must not bring it back.
+    publisher.watch(&asked("b", "detect dog"));
+    eventually("nothing is left of it", || kept(&broker) == sorted(&[&of_camera("a", &["cat", "dog"])]));
+    let cleared: Vec<Received> = early.messages().into_iter().filter(|message| message.payload.is_empty()).collect();
+    assert_eq!(cleared.len(), of_camera("b", &["car"]).len() + pictures.len(), "{cleared:?}");
+    assert_eq!(cleared[0].topic, "homeassistant/device/palisade_b/config");
+
+    publisher.enter(&asked("c", "detect bus"));
+    eventually("it is told of", || kept(&broker) == sorted(&[&of_camera("a", &["cat", "dog"]), &of_camera("c", &["bus"])]));
+    let device = early.on("homeassistant/device/palisade_c/config").pop().unwrap().json();
+    assert!(device["cmps"]["count_bus"]["state_topic"].is_string());
+    mqtt.finish(LONG);
+    // The list on disk is of those that are there.
+    let early = Subscriber::new(&broker, "#");
+    run(config(&broker, folder.path()), &[asked("a", "detect cat ; dog"), asked("c", "detect bus")]);
+    assert!(early.messages().iter().all(|message| !message.payload.is_empty()), "nothing is left to clear");
+}
+
+/// A zone may be called as a camera, whose topics are then the camera's.
+#[test]
+fn a_zone_that_is_called_as_a_camera_gives_way_when_it_comes_and_is_back_when_it_goes() {
+    let (broker, folder) = (Broker::start(), tempfile::tempdir().unwrap());
+    let zone = Zone { name: "yard".into(), area: Area::default(), inertia: Duration::ZERO, loitering: Duration::ZERO };
+    let mqtt = start_watching(config(&broker, folder.path()), &[Watched { zones: vec![zone], ..asked("a", "detect cat") }]);
+    Subscriber::new(&broker, "palisade/status").wait_text("palisade/status", "online");
+    let of_yard = || kept(&broker).into_iter().filter(|topic| topic.starts_with("frigate/yard/")).collect::<Vec<_>>();
+    assert_eq!(of_yard(), ["frigate/yard/all", "frigate/yard/cat"]);
+    mqtt.publisher().enter(&asked("yard", "detect dog"));
+    eventually("the camera's alone", || of_yard() == ["frigate/yard/all", "frigate/yard/dog"]);
+    mqtt.publisher().leave(&camera("yard"));
+    eventually("the zone's alone", || of_yard() == ["frigate/yard/all", "frigate/yard/cat"]);
+    mqtt.finish(LONG);
 }

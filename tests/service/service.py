@@ -68,7 +68,7 @@ class Listener:
     """Everything that the broker tells."""
 
     def __init__(self, machine, *topics):
-        command = ["mosquitto_sub", "-u", "palisade", "-P", PASSWORD, "-F", "%j"]
+        command = ["mosquitto_sub", "-h", "127.0.0.1", "-u", "palisade", "-P", PASSWORD, "-F", "%j"]
         for topic in topics:
             command += ["-t", topic]
         self.process = subprocess.Popen(machine.inside(*command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)

@@ -20,6 +20,7 @@ pub fn repository(path: &str) -> PathBuf {
 /// A running `palisade run`. Killed when dropped.
 pub struct Daemon {
     child: Child,
+    file: PathBuf,
     log: PathBuf,
     socket: UnixDatagram,
     told: Vec<String>,
@@ -63,7 +64,7 @@ impl Daemon {
             .stderr(File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        Self { child, log, socket: listener, told: Vec::new() }
+        Self { child, file, log, socket: listener, told: Vec::new() }
     }
 
     /// What it has logged.
@@ -73,6 +74,11 @@ impl Daemon {
 
     /// Whether it has told the service manager `line`, such as `READY=1`.
     pub fn has_told(&mut self, line: &str) -> bool {
+        self.told().iter().any(|told| told == line)
+    }
+
+    /// All that it has told the service manager, in order.
+    pub fn told(&mut self) -> &[String] {
         let mut buffer = [0; 4096];
         loop {
             match self.socket.recv(&mut buffer) {
@@ -81,7 +87,24 @@ impl Daemon {
                 Err(error) => panic!("{error}"),
             }
         }
-        self.told.iter().any(|told| told == line)
+        &self.told
+    }
+
+    /// Writes another configuration and has it read; returns what the service manager was told of that, once it is over.
+    pub fn reload(&mut self, config: &str) -> Vec<String> {
+        let before = self.told().len();
+        // At once, as an editor does.
+        let part = self.file.with_extension("part");
+        fs::write(&part, config).unwrap();
+        fs::rename(&part, &self.file).unwrap();
+        self.signal("HUP");
+        eventually("the end of the reload", || {
+            assert!(self.runs(), "the daemon ended");
+            let told = &self.told()[before..];
+            // The status line follows.
+            told.iter().position(|told| told == "READY=1").is_some_and(|ready| told[ready..].iter().any(|told| told.starts_with("STATUS=")))
+        });
+        self.told()[before..].to_vec()
     }
 
     /// Waits until it has told the service manager that it is up.

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::app;
+use crate::app::camera::{Lease, hooks};
 use crate::app::oneshot::print;
+use crate::app::steer::Asked;
 use crate::base::clock::Utc;
 use crate::base::error::{Error, Kind, Result};
 use crate::base::mailbox::{Putter, Taker, mailbox};
@@ -175,7 +176,7 @@ fn camera(
         decode: args.decode,
         ..CameraConfig::new(id(number)?, Input::Uri(uri.to_owned()), Prompt::new("detect nothing")?)
     };
-    let hooks = app::hooks(&camera, app::Asked::of(&camera), putter, drop, metrics);
+    let hooks = hooks(&camera, Asked::of(&camera), Arc::new(putter), &Lease::default(), drop, metrics);
     source::start(camera, hooks, decoders, metrics, shutdown.clone())
 }
 

@@ -73,6 +73,10 @@ impl Sink for CustomSink {
         })
     }
 
+    fn leave(&mut self, camera: &CameraId) -> Result<()> {
+        self.lanes.remove(camera).map_or(Ok(()), Lane::finish)
+    }
+
     fn finish(&mut self) -> Result<()> {
         lane::finish_all(std::mem::take(&mut self.lanes).into_values())
     }

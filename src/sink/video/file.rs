@@ -90,6 +90,10 @@ impl Sink for FileSink {
         })
     }
 
+    fn leave(&mut self, camera: &CameraId) -> Result<()> {
+        self.cameras.remove(camera).map_or(Ok(()), |camera| camera.lane.finish())
+    }
+
     fn finish(&mut self) -> Result<()> {
         lane::finish_all(std::mem::take(&mut self.cameras).into_values().map(|camera| camera.lane))
     }

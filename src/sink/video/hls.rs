@@ -50,7 +50,9 @@ pub struct Hls(Arc<Inner>);
 
 struct Inner {
     live: Live,
-    cameras: BTreeMap<CameraId, Arc<Mutex<Reel>>>,
+    metrics: Metrics,
+    /// Of those that were asked for.
+    cameras: Mutex<BTreeMap<CameraId, Arc<Mutex<Reel>>>>,
     /// Without a player.
     idle: Duration,
     threads: Mutex<Vec<Thread>>,
@@ -73,8 +75,8 @@ impl Hls {
         init()?;
         let missing = || "gstreamer element mpegtsmux is missing; install gstreamer1.0-plugins-bad";
         gstreamer::ElementFactory::make("mpegtsmux").build().context(Kind::Pipeline, missing)?;
-        let cameras = live.cameras().map(|id| (id.clone(), Arc::new(Mutex::new(Reel::new(id, metrics))))).collect();
-        Ok(Self(Arc::new(Inner { live, cameras, idle, threads: Mutex::default() })))
+        let (metrics, cameras, threads) = (metrics.clone(), Mutex::default(), Mutex::default());
+        Ok(Self(Arc::new(Inner { live, metrics, cameras, idle, threads })))
     }
 
     /// The list of a camera's newest files; `None`: there is none yet, but soon. Begins to make them, where nobody did.
@@ -83,20 +85,21 @@ impl Hls {
     /// When there is no such camera, live video has ended, or the system has no thread left.
     pub fn playlist(&self, camera: &CameraId) -> Result<Option<String>> {
         let reel = self.reel(camera)?;
-        if sync::lock(reel).ask() {
-            self.begin(camera, reel).inspect_err(|_| sync::lock(reel).end())?;
+        if sync::lock(&reel).ask() {
+            self.begin(camera, &reel).inspect_err(|_| sync::lock(&reel).end())?;
         }
-        Ok(sync::lock(reel).playlist())
+        Ok(sync::lock(&reel).playlist())
     }
 
     /// A file that is, or lately was, in the list.
     pub fn segment(&self, camera: &CameraId, number: u64) -> Option<Arc<[u8]>> {
-        sync::lock(self.reel(camera).ok()?).segment(number)
+        let reel = self.reel(camera).ok()?;
+        sync::lock(&reel).segment(number)
     }
 
     /// Ends it for everybody.
     pub fn end(&self) {
-        self.0.cameras.values().for_each(|reel| sync::lock(reel).close());
+        sync::lock(&self.0.cameras).values().for_each(|reel| sync::lock(reel).close());
         let threads = std::mem::take(&mut *sync::lock(&self.0.threads));
         let deadline = Instant::now() + FINISH;
         let left = thread::join_all_until(threads, deadline);
@@ -105,8 +108,15 @@ impl Hls {
         }
     }
 
-    fn reel(&self, camera: &CameraId) -> Result<&Arc<Mutex<Reel>>> {
-        self.0.cameras.get(camera).ok_or_else(|| Error::new(Kind::Internal, format!("camera {camera} has no live video")))
+    /// A camera's; those of cameras that have gone are let go of.
+    fn reel(&self, camera: &CameraId) -> Result<Arc<Mutex<Reel>>> {
+        let known = self.0.live.cameras();
+        let mut cameras = sync::lock(&self.0.cameras);
+        cameras.retain(|id, _| known.contains(id));
+        if !known.contains(camera) {
+            return Err(Error::new(Kind::Internal, format!("camera {camera} has no live video")));
+        }
+        Ok(cameras.entry(camera.clone()).or_insert_with(|| Arc::new(Mutex::new(Reel::new(camera, &self.0.metrics)))).clone())
     }
 
     fn begin(&self, camera: &CameraId, reel: &Arc<Mutex<Reel>>) -> Result<()> {

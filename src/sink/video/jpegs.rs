@@ -100,7 +100,7 @@ impl Jpegs {
     }
 
     /// Every camera there is to watch.
-    pub fn cameras(&self) -> impl Iterator<Item = &CameraId> {
+    pub fn cameras(&self) -> Vec<CameraId> {
         self.0.live.cameras()
     }
 

@@ -59,7 +59,8 @@ pub trait Painter: Send + Sync + 'static {
 pub struct Live(Arc<Inner>);
 
 struct Inner {
-    cameras: BTreeMap<CameraId, Arc<Camera>>,
+    cameras: Mutex<BTreeMap<CameraId, Arc<Camera>>>,
+    metrics: Metrics,
     painter: Arc<dyn Painter>,
     encoder: Arc<str>,
     /// Those that run, and such as have ended since another began.
@@ -75,32 +76,47 @@ impl Live {
     pub fn new(cameras: &[CameraId], kind: EncoderKind, painter: Arc<dyn Painter>, metrics: &Metrics) -> Result<Self> {
         init()?;
         let encoder = encoder::chosen(kind, GOP)?.into();
-        let cameras = cameras.iter().map(|id| (id.clone(), Arc::new(Camera::new(id.clone(), metrics)))).collect();
-        Ok(Self(Arc::new(Inner { cameras, painter, encoder, shows: Mutex::default() })))
+        let inner = Inner { cameras: Mutex::default(), metrics: metrics.clone(), painter, encoder, shows: Mutex::default() };
+        let live = Self(Arc::new(inner));
+        cameras.iter().for_each(|id| live.enter(id));
+        Ok(live)
+    }
+
+    /// A camera comes; one that is there stays as it is.
+    pub fn enter(&self, id: &CameraId) {
+        let new = || Arc::new(Camera::new(id.clone(), &self.0.metrics));
+        sync::lock(&self.0.cameras).entry(id.clone()).or_insert_with(new);
+    }
+
+    /// A camera goes: it has ended for whoever watches it.
+    pub fn leave(&self, id: &CameraId) {
+        if let Some(camera) = sync::lock(&self.0.cameras).remove(id) {
+            camera.audience.close();
+        }
     }
 
     /// An encoded picture has come.
     pub fn encoded(&self, camera: &CameraId, unit: EncodedUnit) {
-        if let Some(camera) = self.0.cameras.get(camera) {
+        if let Some(camera) = self.find(camera) {
             camera.encoded(unit);
         }
     }
 
     /// Whether somebody watches a camera at this moment.
     pub fn is_watched(&self, camera: &CameraId) -> bool {
-        self.0.cameras.get(camera).is_some_and(|camera| !camera.audience.is_empty())
+        self.find(camera).is_some_and(|camera| !camera.audience.is_empty())
     }
 
     /// What is seen of a camera's objects from now on.
     pub fn marks(&self, camera: &CameraId, marks: Vec<Mark>) {
-        if let Some(camera) = self.0.cameras.get(camera) {
+        if let Some(camera) = self.find(camera) {
             camera.marks(marks);
         }
     }
 
     /// Where a camera stands.
     pub fn status(&self, status: &CameraStatus) {
-        if let Some(camera) = self.0.cameras.get(&status.camera) {
+        if let Some(camera) = self.find(&status.camera) {
             camera.status(status);
         }
     }
@@ -113,17 +129,17 @@ impl Live {
 
     /// Whether a camera has sent something, so that the size of its video is known.
     pub(super) fn is_known(&self, camera: &CameraId) -> bool {
-        self.0.cameras.get(camera).is_some_and(|camera| camera.is_encoded() || camera.standing().1.is_some())
+        self.find(camera).is_some_and(|camera| camera.is_encoded() || camera.standing().1.is_some())
     }
 
     /// Whether a camera's analysed pictures are wanted: somebody watches, and there is nothing else to be shown of it.
     pub fn wants_analysed(&self, camera: &CameraId) -> bool {
-        self.0.cameras.get(camera).is_some_and(|camera| !camera.audience.is_empty() && (!camera.is_encoded() || camera.is_undecodable()))
+        self.find(camera).is_some_and(|camera| !camera.audience.is_empty() && (!camera.is_encoded() || camera.is_undecodable()))
     }
 
     /// Every camera there is to watch.
-    pub fn cameras(&self) -> impl Iterator<Item = &CameraId> {
-        self.0.cameras.keys()
+    pub fn cameras(&self) -> Vec<CameraId> {
+        sync::lock(&self.0.cameras).keys().cloned().collect()
     }
 
     /// Begins to watch a camera's encoded video: from a keyframe on, which is made for the purpose.
@@ -133,7 +149,7 @@ impl Live {
     pub fn watch(&self, camera: &CameraId) -> Result<Viewing> {
         let camera = self.camera(camera)?;
         let (viewing, begins) = camera.audience.view()?;
-        self.0.show(camera, begins)?;
+        self.0.show(&camera, begins)?;
         Ok(viewing)
     }
 
@@ -144,13 +160,13 @@ impl Live {
     pub fn pictures(&self, camera: &CameraId) -> Result<Pictures> {
         let camera = self.camera(camera)?;
         let (pictures, begins) = camera.audience.take()?;
-        self.0.show(camera, begins)?;
+        self.0.show(&camera, begins)?;
         Ok(pictures)
     }
 
     /// Ends it for everybody, for ever.
     pub fn end(&self) {
-        self.0.cameras.values().for_each(|camera| camera.audience.close());
+        sync::lock(&self.0.cameras).values().for_each(|camera| camera.audience.close());
         let deadline = Instant::now() + FINISH;
         let shows = std::mem::take(&mut *sync::lock(&self.0.shows));
         let left = thread::join_all_until(shows, deadline);
@@ -159,9 +175,12 @@ impl Live {
         }
     }
 
-    fn camera(&self, id: &CameraId) -> Result<&Arc<Camera>> {
-        let unknown = || Error::new(Kind::Internal, format!("camera {id} has no live video"));
-        self.0.cameras.get(id).ok_or_else(unknown)
+    fn find(&self, id: &CameraId) -> Option<Arc<Camera>> {
+        sync::lock(&self.0.cameras).get(id).cloned()
+    }
+
+    fn camera(&self, id: &CameraId) -> Result<Arc<Camera>> {
+        self.find(id).ok_or_else(|| Error::new(Kind::Internal, format!("camera {id} has no live video")))
     }
 }
 

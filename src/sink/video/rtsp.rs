@@ -46,13 +46,22 @@ const SLATE: (u32, u32) = (1280, 720);
 
 /// Serves every camera from its making on.
 pub struct RtspSink {
-    cameras: Arc<Cameras>,
-    live: Option<(Live, Arc<Streams>)>,
+    mounts: RTSPMountPoints,
+    shows: Shows,
+    metrics: Metrics,
     port: u16,
     serving: Option<Serving>,
 }
 
-type Cameras = BTreeMap<CameraId, Mutex<Camera>>;
+/// What is shown of the cameras.
+enum Shows {
+    /// What they sent.
+    Live(Live, Arc<Streams>),
+    /// What was looked at; a stream is made by the `line` of elements.
+    Pictures { cameras: Arc<Cameras>, line: String },
+}
+
+type Cameras = Mutex<BTreeMap<CameraId, Arc<Mutex<Camera>>>>;
 
 /// One camera as the server knows it.
 struct Camera {
@@ -89,24 +98,23 @@ impl RtspSink {
             );
         }
         let mounts = serving::mounts(&server)?;
-        let live = live.map(|live| (live, Arc::<Streams>::default()));
-        let cameras = if let Some((live, streams)) = &live {
-            for id in live.cameras() {
-                mounts.add_factory(&format!("/{id}"), streams.factory(live, id, metrics));
-            }
-            Arc::default()
-        } else {
-            pictures(cameras, &mounts, metrics)?
+        let (watched, streams) = (Arc::<Cameras>::default(), Arc::<Streams>::default());
+        let shows = match live {
+            Some(live) => Shows::Live(live, streams.clone()),
+            None => Shows::Pictures { cameras: watched.clone(), line: line()? },
         };
-        let (watched, streams) = (cameras.clone(), live.as_ref().map(|(_, streams)| streams.clone()));
+        let mut sink = Self { mounts, shows, metrics: metrics.clone(), port: 0, serving: None };
+        cameras.iter().try_for_each(|id| sink.enter(id))?;
+        let repeated = watched.clone();
         limit(&server, move |camera| {
-            watched.iter().filter(|(id, _)| id.as_str() == camera).for_each(|(_, camera)| sync::lock(camera).joined = true);
-            streams.iter().for_each(|streams| streams.played(camera));
+            sync::lock(&watched).iter().filter(|(id, _)| id.as_str() == camera).for_each(|(_, camera)| sync::lock(camera).joined = true);
+            streams.played(camera);
         });
-        let serving = Serving::start(server, config.listen, "output.rtsp.listen", |context| attach_repeat(context, &cameras))?;
-        let port = serving.port();
-        tracing::info!(listen = %config.listen.ip(), port, "rtsp server up");
-        Ok(Self { cameras, live, port, serving: Some(serving) })
+        let serving = Serving::start(server, config.listen, "output.rtsp.listen", |context| attach_repeat(context, repeated))?;
+        sink.port = serving.port();
+        tracing::info!(listen = %config.listen.ip(), port = sink.port, "rtsp server up");
+        sink.serving = Some(serving);
+        Ok(sink)
     }
 
     /// The port listened on: the one asked for, or the one the system chose for 0.
@@ -115,25 +123,15 @@ impl RtspSink {
     }
 }
 
-/// Hangs up a stream of the annotated pictures of each camera.
-fn pictures(cameras: &[CameraId], mounts: &RTSPMountPoints, metrics: &Metrics) -> Result<Arc<Cameras>> {
+/// What makes a stream of the annotated pictures.
+fn line() -> Result<String> {
     // The encoder's caps are set once the size is known; the names are looked up in `configure`.
-    let line = format!(
+    Ok(format!(
         "( appsrc name=pictures is-live=true do-timestamp=true format=time block=false max-buffers=2 leaky-type=downstream \
              ! videoconvert ! videoscale add-borders=true ! capsfilter name=canvas ! {} ! {} )",
         encoder::h264(GOP)?,
         encoder::PAYLOADER
-    );
-    let slate = Arc::new(RgbImage::from_pixel(SLATE.0, SLATE.1, Rgb([96; 3])));
-    let known = cameras.iter().map(|id| {
-        let pushed = metrics.counter("rtsp_pictures_encoded", id.as_str());
-        (id.clone(), Mutex::new(Camera { latest: slate.clone(), viewed: Vec::new(), joined: false, pushed }))
-    });
-    let cameras: Arc<Cameras> = Arc::new(known.collect());
-    for id in cameras.keys() {
-        mounts.add_factory(&format!("/{id}"), factory(&line, id, &cameras));
-    }
-    Ok(cameras)
+    ))
 }
 
 impl Sink for RtspSink {
@@ -142,23 +140,51 @@ impl Sink for RtspSink {
     }
 
     fn write(&mut self, picture: &Picture) -> Result<()> {
-        if let Some((live, _)) = &self.live {
-            return live.analysed(picture);
-        }
+        let cameras = match &self.shows {
+            Shows::Live(live, _) => return live.analysed(picture),
+            Shows::Pictures { cameras, .. } => sync::lock(cameras),
+        };
         let unknown = || Error::new(Kind::Internal, format!("camera {} is not served over rtsp", picture.camera));
-        let camera = self.cameras.get(&picture.camera).ok_or_else(unknown)?;
+        let camera = cameras.get(&picture.camera).ok_or_else(unknown)?;
         sync::lock(camera).latest = picture.image.clone();
         Ok(())
     }
 
     fn filter(&self) -> Option<Filter> {
-        let live = self.live.as_ref()?.0.clone();
+        let Shows::Live(live, _) = &self.shows else { return None };
+        let live = live.clone();
         Some(Box::new(move |camera| live.wants_analysed(camera)))
+    }
+
+    fn enter(&mut self, id: &CameraId) -> Result<()> {
+        let factory = match &self.shows {
+            Shows::Live(live, streams) => streams.factory(live, id, &self.metrics),
+            Shows::Pictures { cameras, .. } if sync::lock(cameras).contains_key(id) => return Ok(()),
+            Shows::Pictures { cameras, line } => {
+                let latest = Arc::new(RgbImage::from_pixel(SLATE.0, SLATE.1, Rgb([96; 3])));
+                let pushed = self.metrics.counter("rtsp_pictures_encoded", id.as_str());
+                let camera = Arc::new(Mutex::new(Camera { latest, viewed: Vec::new(), joined: false, pushed }));
+                sync::lock(cameras).insert(id.clone(), camera.clone());
+                factory(line, id, camera)
+            }
+        };
+        self.mounts.add_factory(&format!("/{id}"), factory);
+        Ok(())
+    }
+
+    fn leave(&mut self, id: &CameraId) -> Result<()> {
+        self.mounts.remove_factory(&format!("/{id}"));
+        if let Shows::Pictures { cameras, .. } = &self.shows
+            && let Some(camera) = sync::lock(cameras).remove(id)
+        {
+            sync::lock(&camera).end();
+        }
+        Ok(())
     }
 
     fn finish(&mut self) -> Result<()> {
         let finished = self.serving.take().map_or(Ok(()), Serving::finish);
-        if let Some((live, streams)) = &self.live {
+        if let Shows::Live(live, streams) = &self.shows {
             streams.finish();
             live.end();
         }
@@ -174,16 +200,14 @@ impl Drop for RtspSink {
     }
 }
 
-fn factory(line: &str, id: &CameraId, cameras: &Arc<Cameras>) -> RTSPMediaFactory {
+fn factory(line: &str, id: &CameraId, camera: Arc<Mutex<Camera>>) -> RTSPMediaFactory {
     let factory = RTSPMediaFactory::new();
     factory.set_launch(line);
     factory.set_shared(true);
     login::admit(&factory);
-    let (id, cameras) = (id.clone(), cameras.clone());
+    let id = id.clone();
     factory.connect_media_configure(move |_, media| {
-        if let Some(camera) = cameras.get(&id)
-            && configure(camera, media).is_none()
-        {
+        if configure(&camera, media).is_none() {
             tracing::error!(camera = %id, "the rtsp pipeline lacks an element; this is a defect, please report it");
         }
     });
@@ -231,6 +255,13 @@ impl Camera {
             !viewed.ended.load(Ordering::Acquire)
         });
     }
+
+    /// Tells who watches that nothing follows.
+    fn end(&mut self) {
+        for source in self.viewed.drain(..).filter_map(|viewed| viewed.source.upgrade()) {
+            source.end_of_stream().ok();
+        }
+    }
 }
 
 /// Caps connections and sessions, and notes which camera somebody begins to watch.
@@ -268,10 +299,10 @@ fn limit(server: &RTSPServer, joined: impl Fn(&str) + Send + Sync + 'static) {
     });
 }
 
-fn attach_repeat(context: &glib::MainContext, cameras: &Arc<Cameras>) {
-    let cameras = cameras.clone();
+fn attach_repeat(context: &glib::MainContext, cameras: Arc<Cameras>) {
     let repeat = move || {
-        cameras.values().for_each(|camera| sync::lock(camera).repeat());
+        let cameras: Vec<_> = sync::lock(&cameras).values().cloned().collect();
+        cameras.iter().for_each(|camera| sync::lock(camera).repeat());
         glib::ControlFlow::Continue
     };
     glib::timeout_source_new(PACE, None, glib::Priority::DEFAULT, repeat).attach(Some(context));

@@ -137,11 +137,18 @@ impl Pump {
             match stream.viewing.next(if self.held.is_some() { SOON } else { TURN }) {
                 Ok(unit) => self.take(unit, stream),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => return self.end(),
             }
             if let Some(unit) = self.held.take() {
                 self.prepare(unit);
             }
+        }
+    }
+
+    /// Live video of this camera has ended: tells who watches.
+    fn end(&self) {
+        if let Some(source) = self.source.upgrade() {
+            source.end_of_stream().ok();
         }
     }
 

@@ -33,6 +33,9 @@ The configuration is wrong. The service is not started anew on it.
 .TP
 \fBSIGTERM\fR, \fBSIGINT\fR
 Finish the files, publish \fIoffline\fR and end. A second one ends at once.
+.TP
+\fBSIGHUP\fR
+Read the configuration anew; cameras that have not changed go on untouched.
 .SH FILES
 .TP
 \fI/etc/palisade/palisade.toml\fR

@@ -3,6 +3,7 @@
 Several may run at once: each has a name, a folder, an overlay and control groups of its own, and takes all of them along.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -14,7 +15,6 @@ import tempfile
 import time
 import uuid
 
-SUITE = "bookworm"
 MIRROR = os.environ.get("PALISADE_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 SECURITY = os.environ.get("PALISADE_DEBIAN_SECURITY_MIRROR", "http://deb.debian.org/debian-security")
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -37,8 +37,17 @@ def run(*command, limit=60, check=True, **more):
     return text
 
 
+def suite():
+    """The Debian that this machine runs: a program that is built here is for that one."""
+    release = dict(line.partition("=")[::2] for line in pathlib.Path("/etc/os-release").read_text().splitlines())
+    if release.get("ID") != "debian" or "VERSION_CODENAME" not in release:
+        raise Skipped(f"this is no release of Debian but {release.get('PRETTY_NAME', 'something else')}")
+    return release["VERSION_CODENAME"]
+
+
 def able():
     """Whether there can be a machine in this one at all."""
+    suite()
     if os.geteuid() != 0:
         raise Skipped("not root")
     for program in ("systemd-nspawn", "debootstrap", "nsenter", "unshare", "ffprobe"):
@@ -59,7 +68,8 @@ def groups():
 
 def base(cache, depends, extra):
     """The tree below every machine: Debian, what the package depends on, and `extra`; nothing else. Made once."""
-    wanted = "\n".join([SUITE, depends, *extra])
+    name = suite()
+    wanted = "\n".join([name, depends, *extra])
     tree = cache / f"base-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / "lock", "w") as lock:
@@ -69,9 +79,11 @@ def base(cache, depends, extra):
         making = cache / "making"
         shutil.rmtree(making, ignore_errors=True)
         print(f"making a Debian in {tree} (once; some minutes)", flush=True)
-        run("debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,dbus", SUITE, str(making), MIRROR, limit=900)
-        sources = f"deb {MIRROR} {SUITE} main\ndeb {MIRROR} {SUITE}-updates main\ndeb {SECURITY} {SUITE}-security main\n"
+        run("debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,dbus", name, str(making), MIRROR, limit=900)
+        sources = f"deb {MIRROR} {name} main\ndeb {MIRROR} {name}-updates main\ndeb {SECURITY} {name}-security main\n"
         (making / "etc/apt/sources.list").write_text(sources)
+        # What a crash would lose is made anew.
+        (making / "etc/dpkg/dpkg.cfg.d/fast").write_text("force-unsafe-io\n")
         # No service is started in a tree that has not booted.
         policy = making / "usr/sbin/policy-rc.d"
         policy.write_text("#!/bin/sh\nexit 101\n")
@@ -135,6 +147,8 @@ class Machine:
             self.groups.append(group)
 
         def enter():
+            # PR_SET_PDEATHSIG: should this process be killed, the machine goes too.
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)
             for group in self.groups:
                 (group / "cgroup.procs").write_text(str(os.getpid()))
 
@@ -151,10 +165,8 @@ class Machine:
             if child:
                 self.pid = int(child[0])
                 state = self.sh("systemctl is-system-running", check=False).strip()
+                # Some unit of Debian's may fail on some kernel; what is tested says itself what it needs.
                 if state in ("running", "degraded"):
-                    failed = self.sh("systemctl --failed --no-legend --plain", check=False).strip()
-                    if failed:
-                        raise Failed(f"the machine came up with failed units: {failed}")
                     return
             time.sleep(0.2)
         raise Failed(f"the machine has not come up within two minutes: {self.boot_log()}")

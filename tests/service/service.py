@@ -315,8 +315,9 @@ def reloads(machine, service, deb):
             raise Failed(f"street was touched: gaps {gaps}, states {states}")
     finally:
         listener.close()
-    if service.show("MainPID") != pid or service.show("ActiveState") != "active":
-        raise Failed(f"the process is another one, or {service.show('ActiveState')}\n{service.journal(since)}")
+    service.expect("ActiveState", "active")
+    if service.show("MainPID") != pid:
+        raise Failed(f"the process is another one\n{service.journal(since)}")
 
 
 def keeps(machine, service, deb):
@@ -330,8 +331,11 @@ def keeps(machine, service, deb):
         listener.next("detections of yard as before", lambda *m: (found := detection("yard")(*m)) and "dog" in found["prompt"])
     finally:
         listener.close()
-    if service.show("MainPID") != pid or service.show("ActiveState") != "active":
-        raise Failed(f"it has not gone on: {service.show('ActiveState')}\n{service.journal(since)}")
+    service.expect("ActiveState", "active")
+    if service.show("MainPID") != pid:
+        raise Failed(f"it has not gone on\n{service.journal(since)}")
+    if "not taken over" not in service.show("StatusText"):
+        raise Failed(f"systemctl status says nothing of it: {service.show('StatusText')}")
     machine.write(CONFIG, config())
 
 

@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-browser soak test-arm goldens-drawing lint build quality run-tests run-browser browser packages-demo packages-test packages-arm packages-quality install model
+.PHONY: help demo test test-browser test-service deb soak test-arm goldens-drawing lint build quality run-tests run-browser browser packages-demo packages-test packages-arm packages-quality packages-service cargo-deb install model
 
 export CARGO_INCREMENTAL ?= 0
 # rustup puts cargo here; a shell that was open before knows nothing of it.
@@ -19,6 +19,12 @@ RUN_PACKAGES := glib-networking gstreamer1.0-plugins-base gstreamer1.0-plugins-g
 	mosquitto mosquitto-clients
 # Independent witnesses: ffprobe reads our files, openssl makes certificates, systemd-analyze reads the unit, paho reads our messages.
 TEST_PACKAGES := ffmpeg openssl systemd procps python3 python3-paho-mqtt
+# A Debian of its own that boots, for the service; and who judges packages.
+SERVICE_PACKAGES := debootstrap systemd-container dbus ffmpeg lintian python3
+CARGO_DEB := 3.6.0
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+MAINTAINER = $(shell sed -n 's/^maintainer = "\(.*\)"/\1/p' Cargo.toml)
+DEB = target/debian/palisade_$(VERSION)-1_$(shell dpkg --print-architecture 2>/dev/null).deb
 # Another processor's compiler, libraries and emulator. Debian's Rust, for its library is a package for every processor.
 ARM_PACKAGES := rustc-web libstd-rust-web-dev:arm64 gcc-aarch64-linux-gnu libc6-dev-arm64-cross libssl-dev:arm64 qemu-user-static pkg-config build-essential
 ARM := aarch64-unknown-linux-gnu
@@ -38,16 +44,36 @@ help: ## this list
 demo: packages-demo build ## the daemon on the sample clip, detections as they arrive, a summary
 	$(PALISADE) demo
 
-# Both kinds of tests run, also where one fails; on one build of everything.
-test: packages-test lint ## everything: formatting, lints, unit, model, end-to-end, pages in a browser
+# All kinds of tests run, also where one fails; on one build of everything.
+test: packages-test lint ## everything: formatting, lints, unit, model, end-to-end, pages in a browser, the installed service
 	cargo test --release --locked --no-run
 	@status=0; \
 	$(MAKE) --no-print-directory run-browser || status=$$?; \
+	$(MAKE) --no-print-directory test-service || status=$$?; \
 	$(MAKE) --no-print-directory run-tests || status=$$?; \
 	exit $$status
 
 test-browser: packages-test browser build ## the console's pages in Chromium; SCREENSHOTS=folder keeps pictures of them
 	PALISADE=$(PALISADE) $(BROWSER)/bin/python tests/browser/test_console.py
+
+test-service: packages-service ## the package, installed with apt on a Debian of its own that boots, as a service (as root)
+	@if command -v dpkg-deb >/dev/null && command -v lintian >/dev/null; then \
+		$(MAKE) --no-print-directory deb && lintian --fail-on error $(DEB) && python3 -B tests/service/service.py $(DEB); \
+	else echo "service: SKIPPED, the installed service was not tested: Debian's tools for packages are not here"; fi
+
+# Built as the tests build it, so that what was tested is what is packed, and nothing is built twice. Pages, completions and
+# licences are made beside it.
+deb: cargo-deb packages-demo ## the Debian package, in target/debian
+	cargo build --release --locked --bin palisade --example generate
+	rm -rf target/deb && mkdir -p target/deb
+	$(TARGET)/release/examples/generate target/deb
+	python3 debian/crates.py > target/deb/crates.txt
+	printf 'palisade (%s-1) unstable; urgency=medium\n\n  * What is new is in CHANGELOG.md.\n\n -- %s  %s\n' \
+		'$(VERSION)' '$(MAINTAINER)' "$$(date -R)" > target/deb/changelog
+	cargo deb --no-build --locked --strip --output $(DEB)
+
+cargo-deb:
+	@cargo deb --version 2>/dev/null | grep -qx $(CARGO_DEB) || cargo install cargo-deb --locked --version $(CARGO_DEB)
 
 soak: packages-test ## what happens to cameras and broker, each fault at its full length and with the waits of service
 	PALISADE_SOAK=1 cargo test --release --locked --lib --test main -- faults:: mqtt::away mqtt::backlog mqtt::disk mqtt::durable mqtt::store --nocapture --test-threads 2
@@ -112,6 +138,9 @@ packages-demo:
 packages-test:
 	@$(call install_missing,$(BUILD_PACKAGES) $(RUN_PACKAGES) $(TEST_PACKAGES))
 
+packages-service:
+	@$(call install_missing,$(BUILD_PACKAGES) $(RUN_PACKAGES) $(SERVICE_PACKAGES))
+
 packages-arm:
 	@if command -v dpkg >/dev/null && ! dpkg --print-foreign-architectures | grep -qx arm64; then \
 		sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
@@ -143,11 +172,12 @@ install: ## binary (after make build), unit, account and configuration under PRE
 	install -D -m 0755 $(PALISADE) $(DESTDIR)$(PREFIX)/bin/palisade
 	install -D -m 0644 README.md $(DESTDIR)$(PREFIX)/share/doc/palisade/README.md
 	install -D -m 0644 systemd/palisade.sysusers $(DESTDIR)/usr/lib/sysusers.d/palisade.conf
+	install -D -m 0644 systemd/palisade.tmpfiles $(DESTDIR)/usr/lib/tmpfiles.d/palisade.conf
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/palisade/dropins systemd/dropins/*
 	install -d -m 0755 $(DESTDIR)/etc/systemd/system
-	sed 's|/usr/bin/palisade|$(PREFIX)/bin/palisade|; s|/usr/share/doc|$(PREFIX)/share/doc|' systemd/palisade.service > $(DESTDIR)/etc/systemd/system/palisade.service
+	sed 's|/usr/bin/palisade|$(PREFIX)/bin/palisade|; s|/usr/share|$(PREFIX)/share|' systemd/palisade.service > $(DESTDIR)/etc/systemd/system/palisade.service
 	install -d -m 0755 $(DESTDIR)/etc/palisade
-	@test -e $(DESTDIR)/etc/palisade/palisade.toml || install -m 0644 config/palisade.toml $(DESTDIR)/etc/palisade/palisade.toml
-	@test -e $(DESTDIR)/etc/palisade/environment || install -m 0600 systemd/environment $(DESTDIR)/etc/palisade/environment
-	install -d -m 0750 $(DESTDIR)/etc/palisade/credentials
-	@if [ -z "$(DESTDIR)" ]; then systemd-sysusers && chgrp palisade /etc/palisade/credentials; fi
-	@echo "next: edit /etc/palisade/palisade.toml and /etc/palisade/environment, then systemctl enable --now palisade"
+	@test -e $(DESTDIR)/etc/palisade/palisade.toml || install -m 0644 debian/palisade.toml $(DESTDIR)/etc/palisade/palisade.toml
+	install -d -m 0700 $(DESTDIR)/etc/palisade/credentials
+	@if [ -z "$(DESTDIR)" ]; then systemd-sysusers palisade.conf; fi
+	@echo "next: edit /etc/palisade/palisade.toml (config/palisade.toml has every key), then systemctl enable --now palisade"

@@ -3,6 +3,7 @@
 //! Each stage receives its own struct from here, never the whole `Config`.
 
 mod console;
+mod credentials;
 mod file;
 mod live;
 mod raw;

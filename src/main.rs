@@ -29,7 +29,7 @@ const DEFAULT_MODEL: &str = "google/paligemma2-3b-mix-224";
 /// Watches cameras and tells over MQTT what it was asked to look for, in words.
 #[derive(Parser)]
 #[command(version, about, arg_required_else_help = true)]
-struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
 }
@@ -71,7 +71,7 @@ enum Command {
     Detect(Detect),
     /// Show what the daemon does on the sample clip, with a broker of its own
     Demo {
-        /// The folder with street.mp4 and demo-model
+        /// The folder with street.mp4 and demo-model; where there is none, what the package brought
         #[arg(long, value_name = "DIR", default_value = "samples")]
         samples: PathBuf,
         /// Where the annotated video and pictures go

@@ -272,6 +272,26 @@ fn the_unit_is_one_that_systemd_understands() {
     assert!(output.status.success() && told.is_empty(), "{told}");
 }
 
+/// At the least exposure that a service with devices can have; each drop-in by itself.
+#[test]
+fn the_unit_is_exposed_to_little_with_every_drop_in() {
+    let folder = tempdir().unwrap();
+    let unit = std::fs::read_to_string(repository("systemd/palisade.service")).unwrap();
+    let drop_ins =
+        std::fs::read_dir(repository("systemd/dropins")).unwrap().map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
+    let all: Vec<String> = std::iter::once(String::new()).chain(drop_ins).collect();
+    assert!(all.len() > 3);
+    for drop_in in all {
+        let file = folder.path().join("palisade.service");
+        std::fs::write(&file, format!("{unit}\n{drop_in}")).unwrap();
+        let output =
+            std::process::Command::new("systemd-analyze").args(["security", "--offline=true", "--threshold=17"]).arg(&file).output();
+        let output = output.expect("systemd-analyze must be installed: apt install systemd");
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && told.contains("Overall exposure level"), "{drop_in}{told}");
+    }
+}
+
 /// Files on a share that is dead hang when they are opened: here pipes that nobody writes to.
 #[test]
 fn pipelines_that_hang_end_the_daemon_for_the_service_manager_to_start_anew() {

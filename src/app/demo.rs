@@ -27,11 +27,16 @@ const LABELS: [&str; 10] = ["person", "cat", "dog", "car", "bus", "truck", "bicy
 /// The one camera's name.
 const CAMERA: &str = "street";
 
+/// Where the package puts the samples.
+const INSTALLED: &str = "/usr/share/palisade";
+
 /// Runs the demo until the clip ends or `shutdown`.
 ///
 /// # Errors
 /// When the samples or the broker are not there, or the daemon cannot start.
 pub fn run(samples: &Path, out: PathBuf, children: &Children, shutdown: &Shutdown) -> Result<()> {
+    let installed = Path::new(INSTALLED);
+    let samples = if !samples.exists() && installed.exists() { installed } else { samples };
     fs::create_dir_all(&out).context(Kind::Io, || format!("{} cannot be made", out.display()))?;
     // The video of an earlier demo would make this one's take another name.
     let video = out.join(format!("{CAMERA}.mp4"));

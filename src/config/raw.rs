@@ -17,6 +17,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use crate::base::redact::SecretString;
+use crate::config::credentials;
 use crate::config::reader::{At, Document, Fault, Section};
 use crate::config::scores;
 use crate::config::{
@@ -33,11 +34,8 @@ const GIGABYTE: f64 = 1e9;
 /// Where state is kept: the service's state folder.
 const STATE_DIR: &str = "/var/lib/palisade";
 
-/// A file with a secret in it, bytes.
-const MOST_SECRET: u64 = 65_536;
-
 /// Reads an environment variable; a parameter, so that tests need not touch the process's own.
-type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
+pub(super) type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
 
 /// What the checks ask of the world outside the file.
 #[derive(Clone, Copy)]
@@ -165,26 +163,17 @@ fn secret(section: &mut Section<'_, '_>, key: &'static str, variable: Option<&st
         return value.filter(|value| !value.is_empty()).map(SecretString::from);
     };
     let what = key.trim_end_matches("_file");
-    match read_secret(Path::new(&file.value)) {
+    match credentials::read(&file.value, outside.env) {
         Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
             section.fault(key, file.offset, &format!("{} is empty; must hold the {what}", file.value));
             None
         }
         Ok(text) => Some(SecretString::from(text.trim_end_matches(['\r', '\n']))),
-        Err(error) => {
-            section.fault(key, file.offset, &format!("{} cannot be read: {error}", file.value));
+        Err(why) => {
+            section.fault(key, file.offset, &why);
             None
         }
     }
-}
-
-/// What a file holds; no more than any secret has, and no device: the configuration may be somebody's who only asks whether it holds.
-fn read_secret(path: &Path) -> std::io::Result<String> {
-    let meta = std::fs::metadata(path)?;
-    if !meta.is_file() || meta.len() > MOST_SECRET {
-        return Err(std::io::Error::other(format!("must be a file of at most {MOST_SECRET} bytes")));
-    }
-    std::fs::read_to_string(path)
 }
 
 fn output(mut section: Section<'_, '_>, several: bool, cameras: Option<&[CameraConfig]>, outside: &Outside<'_>) -> OutputConfig {
@@ -322,7 +311,7 @@ fn own_client_id() -> String {
 
 fn tls(section: &mut Section<'_, '_>, encrypted: bool, outside: &Outside<'_>) -> Option<TlsConfig> {
     let [ca_file, cert_file, key_file] = ["ca_file", "cert_file", "key_file"].map(|key| section.text(key));
-    let path = |file: At<String>| PathBuf::from(file.value);
+    let path = |file: At<String>| credentials::place(&file.value, outside.env);
     let client = match (cert_file, key_file) {
         (Some(cert), Some(key)) if encrypted => Some(ClientCertificate { cert_file: path(cert), key_file: path(key) }),
         (Some(file), _) | (None, Some(file)) if !encrypted => {

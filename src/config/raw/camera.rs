@@ -1,10 +1,11 @@
 //! `[[camera]]`: where the pictures come from, how they are decoded, and what is asked of them.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::base::redact::SecretString;
+use crate::config::credentials;
 use crate::config::raw::{DAY, Outside, password, track};
 use crate::config::reader::{At, Section};
 use crate::config::uri::{self, Located};
@@ -142,11 +143,11 @@ fn by_uri(
         let message = "is \"udp\"; must be tcp, for only rtsp:// can send its packets beside the connection";
         section.fault("transport", section.offset_of("transport"), message);
     }
-    let ca_file = section.text("ca_file");
+    let ca_file = section.text("ca_file").map(|file| At { value: credentials::place(&file.value, outside.env), offset: file.offset });
     if let Some(file) = &ca_file {
         if other(&["rtsps", "https"]) {
             section.fault("ca_file", file.offset, "has no meaning for this uri; only rtsps:// and https:// show a certificate");
-        } else if let Err(why) = (outside.checks.ca_file)(Path::new(&file.value)) {
+        } else if let Err(why) = (outside.checks.ca_file)(&file.value) {
             section.fault("ca_file", file.offset, &format!("cannot be used: {why}"));
         }
     }
@@ -157,7 +158,7 @@ fn by_uri(
         input: Input::Uri(uri),
         looped: looped.value,
         transport,
-        ca_file: ca_file.map(|file| file.value.into()),
+        ca_file: ca_file.map(|file| file.value),
         username: username.or(uri_user),
         password: password.or(uri_password),
     })

@@ -67,7 +67,7 @@ deb: cargo-deb packages-demo ## the Debian package, in target/debian
 	cargo build --release --locked --bin palisade --example generate
 	rm -rf target/deb && mkdir -p target/deb
 	$(TARGET)/release/examples/generate target/deb
-	python3 debian/crates.py > target/deb/crates.txt
+	python3 systemd/debian/crates.py > target/deb/crates.txt
 	printf 'palisade (%s-1) unstable; urgency=medium\n\n  * What is new is in CHANGELOG.md.\n\n -- %s  %s\n' \
 		'$(VERSION)' '$(MAINTAINER)' "$$(date -R)" > target/deb/changelog
 	cargo deb --no-build --locked --strip --output $(DEB)

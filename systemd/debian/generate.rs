@@ -12,11 +12,11 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 
 #[allow(dead_code)]
-#[path = "../src/main.rs"]
+#[path = "../../src/main.rs"]
 mod program;
 
 /// Every key with its default.
-const REFERENCE: &str = include_str!("../config/palisade.toml");
+const REFERENCE: &str = include_str!("../../config/palisade.toml");
 
 /// What the page of the program has beside its commands.
 const MORE: &str = r#".SH "EXIT STATUS"

@@ -177,7 +177,7 @@ install: ## binary (after make build), unit, account and configuration under PRE
 	install -d -m 0755 $(DESTDIR)/etc/systemd/system
 	sed 's|/usr/bin/palisade|$(PREFIX)/bin/palisade|; s|/usr/share|$(PREFIX)/share|' systemd/palisade.service > $(DESTDIR)/etc/systemd/system/palisade.service
 	install -d -m 0755 $(DESTDIR)/etc/palisade
-	@test -e $(DESTDIR)/etc/palisade/palisade.toml || install -m 0644 debian/palisade.toml $(DESTDIR)/etc/palisade/palisade.toml
+	@test -e $(DESTDIR)/etc/palisade/palisade.toml || install -m 0644 systemd/debian/palisade.toml $(DESTDIR)/etc/palisade/palisade.toml
 	install -d -m 0700 $(DESTDIR)/etc/palisade/credentials
 	@if [ -z "$(DESTDIR)" ]; then systemd-sysusers palisade.conf; fi
 	@echo "next: edit /etc/palisade/palisade.toml (config/palisade.toml has every key), then systemctl enable --now palisade"

@@ -5,6 +5,7 @@ pub mod claim;
 pub mod clock;
 pub mod error;
 pub mod hash;
+pub mod heartbeat;
 pub mod jpeg;
 pub mod mailbox;
 pub mod memory;

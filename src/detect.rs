@@ -13,6 +13,7 @@ use crossbeam_channel::Sender;
 use image::RgbImage;
 
 use crate::base::error::{Error, Kind, Result};
+use crate::base::heartbeat::Pulses;
 use crate::base::mailbox::{Taken, Taker, Ticket};
 use crate::base::metrics::Metrics;
 use crate::base::thread::{self, Thread};
@@ -64,6 +65,9 @@ pub struct Found {
     pub ticket: Ticket,
 }
 
+/// A batch of the largest model on a slow processor is done by then; a GPU that hangs never is.
+const LONGEST: Duration = Duration::from_secs(900);
+
 /// As `start_with`, where nobody asks anything else.
 ///
 /// # Errors
@@ -75,7 +79,7 @@ pub fn start(
     found: &Sender<Vec<Found>>,
     metrics: &Metrics,
 ) -> Result<Vec<Thread>> {
-    start_with(detectors, max_batch, jobs, &Guests::new(jobs, metrics), found, metrics)
+    start_with(detectors, max_batch, jobs, &Guests::new(jobs, metrics), found, &Pulses::default(), metrics)
 }
 
 /// Starts one thread `detect-N` per detector. They end when every putter of the mailbox is gone.
@@ -92,6 +96,7 @@ pub fn start_with(
     jobs: &Taker<Job>,
     guests: &Guests,
     found: &Sender<Vec<Found>>,
+    pulses: &Pulses,
     metrics: &Metrics,
 ) -> Result<Vec<Thread>> {
     let workers = detectors.len().max(1);
@@ -99,9 +104,12 @@ pub fn start_with(
     let start = |(number, detector): (usize, Box<dyn Detector>)| {
         let (jobs, found, guests, host) = (jobs.clone(), found.clone(), guests.clone(), host.clone());
         let mut worker = Worker { detector, metrics: metrics.clone(), told: None };
-        thread::spawn(format!("detect-{number}"), move || {
+        let name = format!("detect-{number}");
+        let pulse = pulses.add(&name, LONGEST);
+        thread::spawn(name, move || {
             // Cameras come and go.
             while let Some(taken) = jobs.take(max_batch.min(jobs.slots().div_ceil(workers))) {
+                let busy = pulse.busy();
                 let items = match taken {
                     Taken::Items(items) => items,
                     Taken::Guest(_pass) => {
@@ -110,6 +118,8 @@ pub fn start_with(
                     }
                 };
                 let answered = worker.step(items);
+                // Waiting for the results to be taken is none of it.
+                drop(busy);
                 // A closed channel means that the daemon stops.
                 if !answered.is_empty() && found.send(answered).is_err() {
                     break;

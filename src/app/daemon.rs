@@ -15,6 +15,7 @@ use crate::app::reload::{Reading, Reloads};
 use crate::app::results::{self, Results, Told};
 use crate::app::steer::Steer;
 use crate::base::error::{Error, Kind, Result};
+use crate::base::heartbeat::Pulses;
 use crate::base::mailbox;
 use crate::base::metrics::Metrics;
 use crate::base::shutdown::Shutdown;
@@ -38,9 +39,6 @@ const WORKERS_GRACE: Duration = Duration::from_secs(2);
 
 /// From the order to stop: when every sink has finished its files. The service manager waits ten seconds in all.
 const SINKS_GRACE: Duration = Duration::from_millis(6500);
-
-/// Between two words to the service manager that the main loop turns; the unit allows a minute.
-const ALIVE: Duration = Duration::from_secs(15);
 
 /// So many pipelines may hang: each holds memory, threads and a connection for ever.
 const MOST_HANGING: u64 = 3;
@@ -76,6 +74,7 @@ pub(super) struct Daemon {
     pub(super) results: Results,
     mqtt: Option<Mqtt>,
     history: Option<History>,
+    pulses: Pulses,
     /// What is in force.
     pub(super) config: Config,
     annotator: Annotator,
@@ -109,12 +108,13 @@ impl Daemon {
         let gallery = rooms.zip(drawn).map(|(rooms, draw)| start_gallery(rooms, draw, herald.clone(), metrics)).transpose()?;
         let told =
             Told { publisher: publisher.clone(), recorder: recorder.clone(), live: live.clone(), gallery, board: board.clone(), herald };
+        let pulses = Pulses::default();
         let brush: Arc<dyn Painter> = Arc::new(Brush::new(annotator.clone()));
         let fanout = Fanout::start(sinks, &brush, metrics)?;
         let standings = fanout.standings();
-        let results = Results::start(found, fanout, annotator.clone(), followed, told, metrics)?;
+        let results = Results::start(found, fanout, annotator.clone(), followed, told, &pulses, metrics)?;
         let guests = Guests::new(&jobs, metrics);
-        let workers = detect::start_with(detectors, max_batch, &jobs, &guests, &send, metrics)?;
+        let workers = detect::start_with(detectors, max_batch, &jobs, &guests, &send, &pulses, metrics)?;
         if let Some(back) = &back {
             let (model, device) = (model.name().to_owned(), model.device());
             back.loaded(Late { model, device, guests, steering: steer.clone(), publisher: publisher.clone() });
@@ -131,7 +131,7 @@ impl Daemon {
             cameras.insert(camera.id.clone(), Camera { putter, running });
         }
         let (model, retired, reading) = (model.name().to_owned(), Vec::new(), None);
-        Ok(Self { cameras, retired, wiring, drafts, workers, results, mqtt, history, config, annotator, model, reading })
+        Ok(Self { cameras, retired, wiring, drafts, workers, results, mqtt, history, pulses, config, annotator, model, reading })
     }
 
     pub(super) fn results(&self) -> &Results {
@@ -152,9 +152,10 @@ impl Daemon {
         // At the end of the last source the workers may be gone a moment before its thread is.
         let mut strange = 0;
         let mut told = Instant::now();
+        let alive = systemd::alive_each();
         while !shutdown.wait(Duration::from_millis(100)) {
-            if told.elapsed() >= ALIVE {
-                systemd::alive();
+            if told.elapsed() >= alive {
+                self.beat();
                 told = Instant::now();
             }
             if let Some(reloads) = reloads {
@@ -178,6 +179,18 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// Tells the service manager that every stage goes on. Where one hangs it is told which, and no more that all is well: it
+    /// then starts the daemon anew.
+    fn beat(&self) {
+        match self.pulses.late(Instant::now()) {
+            None => systemd::alive(),
+            Some(late) => {
+                tracing::error!("{late}; only a new start mends that");
+                systemd::status(&format!("{}; {late}", self.title()));
+            }
+        }
     }
 
     fn running(&self) -> impl Iterator<Item = &Running> {

@@ -14,6 +14,7 @@ use crate::app::herald::Herald;
 use crate::app::portrait::{self, Portraits};
 use crate::app::steer::{Asked, Steer};
 use crate::base::error::Result;
+use crate::base::heartbeat::Pulses;
 use crate::base::mailbox::Ticket;
 use crate::base::metrics::Metrics;
 use crate::base::thread::{self, Thread};
@@ -33,6 +34,9 @@ const SINKS: Duration = Duration::from_secs(4);
 
 /// How late an end is told of that no answer tells, as of a lost camera's objects.
 const TICK: Duration = Duration::from_millis(500);
+
+/// What is done with the answers of a batch, drawing included, is done by then.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// How long a change of what is followed may take to be taken in: the thread may be amid the answers of a batch.
 const TAKEN_IN: Duration = Duration::from_secs(5);
@@ -100,6 +104,7 @@ impl Results {
         annotator: Annotator,
         followed: BTreeMap<CameraId, Followed>,
         told: Told,
+        pulses: &Pulses,
         metrics: &Metrics,
     ) -> Result<Self> {
         let (cut, until) = bounded::<()>(0);
@@ -109,12 +114,16 @@ impl Results {
             Step { fanout, annotator, followed, told, metrics: metrics.clone(), seqs: HashMap::new(), portraits: Portraits::default() };
         let alive = Arc::new(());
         let pulse = Arc::downgrade(&alive);
+        let beat = pulses.add("results", LONGEST);
         let thread = thread::spawn("results", move || {
             let _alive = alive;
             loop {
                 select! {
                     recv(found) -> batch => match batch {
-                        Ok(batch) => step.step(batch),
+                        Ok(batch) => {
+                            let _busy = beat.busy();
+                            step.step(batch);
+                        }
                         Err(_) => break,
                     },
                     recv(changes) -> change => match change {
@@ -122,6 +131,7 @@ impl Results {
                         Err(_) => break,
                     },
                     recv(ticks) -> _ => {
+                        let _busy = beat.busy();
                         step.told.board.iter().for_each(|board| board.tick(Instant::now()));
                         step.follow(|one, now| one.tracker.tick(now, one.asked.is_watched()));
                     }

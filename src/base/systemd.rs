@@ -1,5 +1,7 @@
 //! What the service manager is told: ready, alive, reloading, stopping, a status line. Outside systemd each call does nothing.
 
+use std::time::Duration;
+
 use sd_notify::NotifyState;
 
 /// The start is over: configuration, model and sinks are up.
@@ -7,9 +9,15 @@ pub fn ready() {
     notify(&[NotifyState::Ready]);
 }
 
-/// The main loop still turns; due at least twice in the unit's `WatchdogSec`, or the service is restarted.
+/// Every stage goes on; due each `alive_each`, or the service is restarted.
 pub fn alive() {
     notify(&[NotifyState::Watchdog]);
+}
+
+/// Between two calls of `alive`: a third of what the unit's `WatchdogSec` allows, a quarter of a minute at most.
+pub fn alive_each() -> Duration {
+    let most = Duration::from_secs(15);
+    sd_notify::watchdog_enabled().map_or(most, |allowed| most.min(allowed / 3))
 }
 
 /// The configuration is read anew; `ready` says that this is over, however it ended.

@@ -214,7 +214,7 @@ fn guests_are_answered_behind_the_cameras_and_counted_for_none() {
     let (told, batches) = mpsc::channel();
     let (release, go) = bounded(1);
     let guests = Guests::new(&jobs, &metrics);
-    let threads = start_with(vec![Box::new(Gated { told, go })], 1, &jobs, &guests, &send, &metrics).unwrap();
+    let threads = start_with(vec![Box::new(Gated { told, go })], 1, &jobs, &guests, &send, &Pulses::default(), &metrics).unwrap();
     putters[0].put(job("a", 9));
     assert_eq!(batches.recv().unwrap(), ["a"]);
     let replies: Vec<_> = ["q1", "q2", "q3", "q4"].map(|prompt| inquire(&guests, 9, prompt).unwrap()).into();
@@ -251,7 +251,7 @@ fn a_guest_whose_picture_fails_or_panics_costs_nobody_else_anything() {
     let (putters, jobs) = mailbox(1);
     let (send, found) = bounded(1);
     let guests = Guests::new(&jobs, &metrics);
-    let threads = start_with(vec![Box::new(ByWidth)], 1, &jobs, &guests, &send, &metrics).unwrap();
+    let threads = start_with(vec![Box::new(ByWidth)], 1, &jobs, &guests, &send, &Pulses::default(), &metrics).unwrap();
     for (width, sentence) in [(1, "too small"), (2, "the detector panicked; this is a defect, please report it")] {
         assert_eq!(inquire(&guests, width, "detect x").unwrap().recv().unwrap().unwrap_err().to_string(), sentence);
     }

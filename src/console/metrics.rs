@@ -16,7 +16,7 @@ const KIND: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub struct Count(pub &'static str, pub &'static str, pub &'static str, pub &'static str);
 
 /// Every count. Those of one name differ by a label more: the part behind `|`.
-pub const COUNTS: [Count; 71] = [
+pub const COUNTS: [Count; 74] = [
     Count("answer_tokens", "answer_tokens", "camera", "Tokens that the model wrote or that a draft had right."),
     Count("batches", "batches", "size", "Batches that the model looked at, by how many frames were in each."),
     Count("camera_backoff", "camera_states|state=backoff", "camera", "Changes of a camera's state, by the state that it came to."),
@@ -84,6 +84,8 @@ pub const COUNTS: [Count; 71] = [
     Count("questions_failed", "questions_failed", "", "Pictures of the playground that could not be looked at."),
     Count("questions_refused", "questions_refused", "", "Pictures of the playground that found no room."),
     Count("reconnects", "camera_reconnects", "camera", "How often a camera was lost and tried again."),
+    Count("reloads", "reloads", "", "Configurations that were read anew and are in force."),
+    Count("reloads_refused", "reloads_refused", "", "Configurations that were read anew and not taken over."),
     Count("rtsp_pictures_encoded", "live_pictures_encoded", "camera", "Pictures of live video that were encoded."),
     Count("rtsp_units_dropped", "rtsp_units_dropped", "camera", "Pictures that an RTSP stream was too slow for."),
     Count("sink_frames_dropped", "sink_frames_dropped", "sink", "Annotated frames that a sink was too slow for."),
@@ -93,6 +95,7 @@ pub const COUNTS: [Count; 71] = [
     Count("teardowns_abandoned", "teardowns_abandoned", "camera", "Pipelines that hang and were left behind."),
     Count("v4l2_failures", "v4l2_failures", "camera", "Tries at a device for live video that failed."),
     Count("v4l2_pictures", "v4l2_pictures", "camera", "Pictures that were played into a device."),
+    Count("video_files_removed", "video_files_removed", "", "Video files that were too old or too many."),
 ];
 
 /// Times, as summaries: name within the daemon, without `palisade_` and `_seconds`, and what it is.
@@ -243,6 +246,30 @@ palisade_inference_seconds_count 1
 ";
         assert!(page.text.starts_with(expected), "{}", page.text);
         assert!(page.text.contains("palisade_look_seconds{quantile=\"0.5\"} NaN\n"), "{}", page.text);
+    }
+
+    #[test]
+    fn the_dashboard_asks_for_what_there_is() {
+        let dashboard: serde_json::Value = serde_json::from_str(include_str!("../../config/grafana.json")).unwrap();
+        let targets = dashboard["panels"].as_array().unwrap().iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+        let asked: Vec<&str> = targets.map(|target| target["expr"].as_str().unwrap()).collect();
+        let known = |name: &str| {
+            let inner = name.trim_start_matches("palisade_");
+            GAUGES.iter().any(|(gauge, _)| *gauge == inner)
+                || COUNTS.iter().any(|count| inner.strip_suffix("_total") == count.1.split('|').next())
+                || TIMES
+                    .iter()
+                    .any(|(_, time, _)| inner.trim_end_matches("_sum").trim_end_matches("_count").strip_suffix("_seconds") == Some(time))
+        };
+        let names = |text: &str| {
+            let parts = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+            parts.filter(|part| part.starts_with("palisade_")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert!(asked.len() > 15);
+        for expression in asked {
+            let names = names(expression);
+            assert!(!names.is_empty() && names.iter().all(|name| known(name)), "{expression}");
+        }
     }
 
     #[test]

@@ -132,7 +132,7 @@ fn cameras_come_change_and_go_while_the_others_run() {
     let states = |camera: &str| json(subscriber.on(&format!("palisade/{camera}/status")));
     eventually("it runs", || states("stay").last().is_some_and(|status| status["state"] == "running"));
     let told_of_stay = states("stay").len();
-    let [asked, moved] = ["asked", "moved"].map(|camera| connecting(&subscriber, camera));
+    let asked = connecting(&subscriber, "asked");
     assert!(kept(&broker, "gone").len() >= 6, "{:?}", kept(&broker, "gone"));
 
     let another = other.replace("max_width = 320", "max_width = 640");
@@ -172,11 +172,9 @@ fn cameras_come_change_and_go_while_the_others_run() {
     eventually("its counts", || kept(&broker, "asked").iter().filter(|topic| topic.contains("palisade/asked/count")).count() == 1);
 
     // One is opened otherwise: its numbers go on.
-    eventually("it is begun anew", || connecting(&subscriber, "moved") > moved);
+    eventually("it is begun anew", || answers(&subscriber, "moved").last().unwrap()["frame"]["width"] == 640);
     goes_on(&subscriber, "moved");
     assert!(!states("moved").iter().any(|status| status["state"] == "disabled"), "{:?}", states("moved"));
-    let width = answers(&subscriber, "moved").last().unwrap()["frame"].clone();
-    assert!(width.to_string().contains("640"), "{width}");
 
     // And one notices nothing.
     goes_on(&subscriber, "stay");

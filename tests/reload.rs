@@ -112,7 +112,7 @@ fn cameras_come_change_and_go_while_the_others_run() {
     // What hangs there is there all the time, and so is one clip.
     let lights = ["car", "traffic light"];
     let stay = kept_small(&table("stay", &stays.uri(), &lights, ""));
-    let more = "frigate = true\n[record]\ndir = \"clips\"\n[output.file]\npath = \"{camera}.mp4\"\n\
+    let more = "frigate = true\n[record]\ndir = \"clips\"\npost_roll = 60\n[output.file]\npath = \"{camera}.mp4\"\n\
                 [output.snapshots]\ndir = \"snapshots\"\n";
     let other = small(&played("moved", &["car"]));
     let first = [stay.clone(), small(&played("asked", &lights)), other.clone(), kept_small(&played("gone", &lights))];
@@ -132,7 +132,7 @@ fn cameras_come_change_and_go_while_the_others_run() {
     let states = |camera: &str| json(subscriber.on(&format!("palisade/{camera}/status")));
     eventually("it runs", || states("stay").last().is_some_and(|status| status["state"] == "running"));
     let told_of_stay = states("stay").len();
-    let [asked, moved] = ["asked", "moved"].map(|camera| connecting(&subscriber, camera));
+    let asked = connecting(&subscriber, "asked");
     assert!(kept(&broker, "gone").len() >= 6, "{:?}", kept(&broker, "gone"));
 
     let another = other.replace("max_width = 320", "max_width = 640");
@@ -152,13 +152,15 @@ fn cameras_come_change_and_go_while_the_others_run() {
         subscriber.messages().iter().filter(|m| m.payload.is_empty() && !m.retain).map(|m| m.topic.clone()).collect();
     let gone: Vec<&String> = cleared.iter().filter(|topic| topic.contains("gone")).collect();
     assert_eq!(gone[0], "homeassistant/device/palisade_gone/config", "{gone:?}");
-    let last = answers(&subscriber, "gone").len();
 
     // One comes, and is announced.
     goes_on(&subscriber, "new");
     let device = subscriber.on("homeassistant/device/palisade_new/config").pop().unwrap().json();
     assert!(device["cmps"]["count_bird"]["state_topic"].is_string(), "{device}");
     eventually("it has pictures", || fs::read_dir(folder.path().join("snapshots/new")).is_ok_and(|files| files.count() > 2));
+
+    // What was on its way of the other has come.
+    let last = answers(&subscriber, "gone").len();
 
     // One is asked something else, without its source being begun anew.
     eventually("the other prompt", || answers(&subscriber, "asked").last().unwrap()["prompt"] == "detect car");
@@ -170,11 +172,9 @@ fn cameras_come_change_and_go_while_the_others_run() {
     eventually("its counts", || kept(&broker, "asked").iter().filter(|topic| topic.contains("palisade/asked/count")).count() == 1);
 
     // One is opened otherwise: its numbers go on.
-    eventually("it is begun anew", || connecting(&subscriber, "moved") > moved);
+    eventually("it is begun anew", || answers(&subscriber, "moved").last().unwrap()["frame"]["width"] == 640);
     goes_on(&subscriber, "moved");
     assert!(!states("moved").iter().any(|status| status["state"] == "disabled"), "{:?}", states("moved"));
-    let width = answers(&subscriber, "moved").last().unwrap()["frame"].clone();
-    assert!(width.to_string().contains("640"), "{width}");
 
     // And one notices nothing.
     goes_on(&subscriber, "stay");

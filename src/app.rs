@@ -35,7 +35,7 @@ use crate::config::{CameraConfig, Config, ModelConfig, OutputConfig, Record, Rts
 use crate::console::{Back, Console, Late, Limits as ConsoleLimits, Ready, Screens};
 use crate::detect::{self, Detector, Drafts, Guests, PaliGemmaDetector};
 use crate::model::{self, HubOptions, Limits, LoadOptions, PaliGemma};
-use crate::mqtt::{self, Mqtt, Patience, Publisher, Watched};
+use crate::mqtt::{self, Mqtt, Patience, Watched};
 use crate::sink::gallery::{Draw, Gallery, Rooms};
 use crate::sink::history::History;
 use crate::sink::record::{Recorded, Recorder, Tape};

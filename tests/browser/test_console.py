@@ -4,6 +4,7 @@
 ASSETS one whose files take the place of those in the program: so that pages are worked on without a build.
 """
 
+import base64
 import contextlib
 import json
 import os
@@ -260,7 +261,8 @@ control = true
         page.get_by_label("Prompt").fill("detect traffic light")
         page.get_by_role("button", name="Look", exact=True).click()
         page.locator("#said").wait_for()
-        self.assertEqual(page.locator("#rows .name").all_inner_texts(), ["traffic light"])
+        # The small model names one twice at times.
+        self.assertEqual(set(page.locator("#rows .name").all_inner_texts()), {"traffic light"})
 
     def test_playground_tells_when_nothing_was_found(self):
         page = self.open("/playground")
@@ -277,14 +279,13 @@ control = true
         markup = '<img src="/no" onerror="document.title = 1"> <b>dog</b>'
         page = self.page()
 
+        box = {"x_min": 0.1, "y_min": 0.1, "x_max": 0.5, "y_max": 0.5}
+        detection = {"label": markup, "score": 0.5, "locs": [102, 102, 512, 512], "box": box, "pixels": box}
+        picture = {"media_type": "image/png", "base64": base64.b64encode(self.picture.read_bytes()).decode()}
+        said = {"raw": markup, "finish": "eos", "detections": [detection], "dropped": [{"text": markup, "why": markup}], "annotated": picture}
+
         def answer(route):
-            response = route.fetch()
-            body = response.json()
-            body["raw"] = markup
-            body["dropped"] = [{"text": markup, "why": markup}]
-            for detection in body["detections"]:
-                detection["label"] = markup
-            route.fulfill(response=response, json=body)
+            route.fulfill(json=said)
 
         page.route("**/api/v1/detect", answer)
         page.goto(self.daemon.address + "/playground")

@@ -128,7 +128,8 @@ impl Console {
         let (works, disk) = (Arc::new(Helper::start("console-works")?), Arc::new(Helper::start("console-disk")?));
         let reader = screens.back.history.as_ref().map(|history| Arc::new(Mutex::new(history.reader())));
         let [streams, askers, turn] = [limits.streams, ASKERS, 1].map(|places| Arc::new(Semaphore::new(places)));
-        let routes = |stopping| routes(Desk { guard, screens: shown, limits, control, streams, askers, turn, works, disk, reader, stopping });
+        let routes =
+            |stopping| routes(Desk { guard, screens: shown, limits, control, streams, askers, turn, works, disk, reader, stopping });
         let server = Server::start(config.listen, limits, metrics, routes)?;
         let (address, token) = (server.address(), config.token.is_some());
         tracing::info!(listen = %address, token, "http server up");

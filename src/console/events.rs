@@ -141,7 +141,9 @@ async fn file(
 ) -> Result<Response, Refusal> {
     // A picture is small; a clip may take as long as somebody looks at it.
     let place = match media {
-        "video/mp4" => Some(desk.streams.clone().try_acquire_owned().map_err(|_| Refusal::soon("there are too many viewers; try it later"))?),
+        "video/mp4" => {
+            Some(desk.streams.clone().try_acquire_owned().map_err(|_| Refusal::soon("there are too many viewers; try it later"))?)
+        }
         _ => None,
     };
     let back = desk.screens.back.clone();

@@ -150,7 +150,9 @@ fn five_ask_about_pictures_at_once_and_a_sixth_is_told_so() {
     screens.back.loaded(Late { model: "m".into(), device: "cpu".into(), guests, steering: Arc::new(Nobody), publisher: None });
     let console = Console::start(config(None), Limits::default(), screens, &metrics).unwrap();
     let head = |length: usize| {
-        format!("POST /api/v1/detect HTTP/1.1\r\n{HOST}\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {length}\r\n\r\n")
+        format!(
+            "POST /api/v1/detect HTTP/1.1\r\n{HOST}\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {length}\r\n\r\n"
+        )
     };
     // A whole one without a picture is refused for that, where there is a place.
     let body = "--x\r\nContent-Disposition: form-data; name=\"prompt\"\r\n\r\ndetect car\r\n--x--\r\n";

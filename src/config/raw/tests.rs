@@ -573,6 +573,30 @@ fn pictures_of_objects_are_as_their_table_says() {
 }
 
 #[test]
+fn what_was_seen_is_written_down_where_a_file_is_named() {
+    let text = |table: &str| {
+        format!("[model]\npath = \"samples\"\n[[camera]]\nid = \"a\"\nuri = \"rtsp://h/s\"\nprompt = \"detect cat\"\n{table}")
+    };
+    assert_eq!(read(&text("[events]\n")).unwrap().history, None);
+    let history = |table: &str| read(&text(table)).unwrap().history.unwrap();
+    let usual = history("[events]\ndatabase = \"e.sqlite\"\n[events.snapshots]\ndir = \"o\"");
+    assert_eq!((usual.file, usual.keep_for), ("e.sqlite".into(), Duration::from_secs(30 * 86_400)));
+    assert_eq!(history("[events]\ndatabase = \"e\"\nkeep_days = 0.5").keep_for, Duration::from_secs(43_200));
+    for (table, fault) in [
+        ("[events]\nkeep_days = 3", "line 7: events.database is missing; must be the file that keep_days is for"),
+        ("[events]\ndatabase = \"\"", "line 8: events.database is empty; must be an SQLite file, which is made where there is none"),
+        ("[events]\ndatabase = \"e\"\nkeep_days = 0", "line 9: events.keep_days is 0; must be in 0.001..=3650"),
+    ] {
+        assert_eq!(faults(&text(table)), [fault]);
+    }
+    let console = |table: &str| read(&text(table)).unwrap().console.unwrap();
+    let plain = console("[console]");
+    assert_eq!((plain.control, plain.state_dir), (false, "/var/lib/palisade".into()));
+    let steered = console("[console]\ncontrol = true\nstate_dir = \"s\"");
+    assert_eq!((steered.control, steered.state_dir), (true, "s".into()));
+}
+
+#[test]
 fn a_console_that_others_reach_has_a_token() {
     use crate::base::redact::ExposeSecret;
     let folder = tempfile::tempdir().unwrap();

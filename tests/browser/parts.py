@@ -16,7 +16,7 @@ SAMPLES = ROOT / "samples"
 PALISADE = Path(os.environ.get("PALISADE") or ROOT / "target/release/palisade").resolve()
 
 # For what comes at all: the machine may be busy with ten other things.
-LONG = 120
+LONG = int(os.environ.get("PALISADE_BROWSER_SECONDS", "120"))
 
 
 def until(what, ask, seconds=LONG):

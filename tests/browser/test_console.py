@@ -4,6 +4,7 @@
 ASSETS one whose files take the place of those in the program: so that pages are worked on without a build.
 """
 
+import base64
 import contextlib
 import json
 import os
@@ -118,6 +119,7 @@ class Console(Pages):
     @classmethod
     def setUpClass(cls):
         cls.stack = contextlib.ExitStack()
+        cls.addClassCleanup(cls.stack.close)
         cls.folder = Path(cls.stack.enter_context(parts.folder()))
         cls.broker = parts.Broker(cls.folder)
         cls.stack.callback(cls.broker.stop)
@@ -134,6 +136,7 @@ database = "{cls.folder}/events.sqlite"
 [events.snapshots]
 dir = "{cls.folder}/objects"
 [mqtt]
+host = "127.0.0.1"
 port = {cls.broker.port}
 state_dir = "{cls.folder}/state"
 [console]
@@ -142,10 +145,6 @@ control = true
 """)
         cls.stack.callback(cls.daemon.stop)
         cls.picture = parts.frame(12, cls.folder / "dog and bus.png")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.stack.close()
 
     def ear(self, topic):
         ear = parts.Ear(self.broker.port, topic)
@@ -260,7 +259,8 @@ control = true
         page.get_by_label("Prompt").fill("detect traffic light")
         page.get_by_role("button", name="Look", exact=True).click()
         page.locator("#said").wait_for()
-        self.assertEqual(page.locator("#rows .name").all_inner_texts(), ["traffic light"])
+        # The small model names one twice at times.
+        self.assertEqual(set(page.locator("#rows .name").all_inner_texts()), {"traffic light"})
 
     def test_playground_tells_when_nothing_was_found(self):
         page = self.open("/playground")
@@ -277,14 +277,13 @@ control = true
         markup = '<img src="/no" onerror="document.title = 1"> <b>dog</b>'
         page = self.page()
 
+        box = {"x_min": 0.1, "y_min": 0.1, "x_max": 0.5, "y_max": 0.5}
+        detection = {"label": markup, "score": 0.5, "locs": [102, 102, 512, 512], "box": box, "pixels": box}
+        picture = {"media_type": "image/png", "base64": base64.b64encode(self.picture.read_bytes()).decode()}
+        said = {"raw": markup, "finish": "eos", "detections": [detection], "dropped": [{"text": markup, "why": markup}], "annotated": picture}
+
         def answer(route):
-            response = route.fetch()
-            body = response.json()
-            body["raw"] = markup
-            body["dropped"] = [{"text": markup, "why": markup}]
-            for detection in body["detections"]:
-                detection["label"] = markup
-            route.fulfill(response=response, json=body)
+            route.fulfill(json=said)
 
         page.route("**/api/v1/detect", answer)
         page.goto(self.daemon.address + "/playground")
@@ -446,15 +445,12 @@ class Closed(Pages):
     @classmethod
     def setUpClass(cls):
         cls.stack = contextlib.ExitStack()
+        cls.addClassCleanup(cls.stack.close)
         folder = cls.stack.enter_context(parts.folder())
         ids = ("one", "two", "three", "four", "five")
         config = f'{parts.MODEL}{parts.cameras(*ids, interval=4.0)}[console]\nlisten = "127.0.0.1:PORT"\n'
         cls.daemon = parts.Daemon(folder, config, {"PALISADE_CONSOLE_TOKEN": TOKEN})
         cls.stack.callback(cls.daemon.stop)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.stack.close()
 
     def logged_in(self, path="/", **more):
         page = self.open("/login", **more)
@@ -498,6 +494,8 @@ class Closed(Pages):
         self.assertIn("database", page.locator("#list pre").inner_text())
 
     def test_a_lost_connection_is_told_and_comes_back(self):
+        # Until the model is loaded again.
+        self.expected = (503,)
         page = self.logged_in()
         until("connection", lambda: page.locator("#link-text").inner_text() == "connected")
         self.daemon.stop()

@@ -163,7 +163,10 @@ impl Table {
             }
         }
         if removed > 0 {
-            self.0.execute_batch("PRAGMA incremental_vacuum")?;
+            // A page a step.
+            let mut vacuum = self.0.prepare("PRAGMA incremental_vacuum")?;
+            let mut pages = vacuum.query([])?;
+            while pages.next()?.is_some() {}
         }
         Ok(removed)
     }

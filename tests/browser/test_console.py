@@ -14,7 +14,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Error, sync_playwright
 
 import parts
 from parts import LONG, until
@@ -55,7 +55,11 @@ def from_folder(route):
     """The daemon's answer with another body."""
     name = urllib.parse.urlparse(route.request.url).path.removeprefix("/assets").strip("/") or "index"
     file = Path(os.environ["ASSETS"]) / (name if "." in name else f"{name}.html")
-    response = route.fetch(max_redirects=0)
+    try:
+        response = route.fetch(max_redirects=0)
+    except Error:
+        # The page has gone meanwhile.
+        return
     if response.status == 200 and file.exists():
         route.fulfill(response=response, body=file.read_bytes())
     else:

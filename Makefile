@@ -17,8 +17,9 @@ PALISADE := $(TARGET)/release/palisade
 BUILD_PACKAGES := build-essential pkg-config libssl-dev libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev libgstrtspserver-1.0-dev
 RUN_PACKAGES := glib-networking gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav \
 	mosquitto mosquitto-clients
-# Independent witnesses: ffprobe reads our files, openssl makes certificates, systemd-analyze reads the unit, paho reads our messages.
-TEST_PACKAGES := ffmpeg openssl systemd procps python3 python3-paho-mqtt
+# Independent witnesses: ffprobe reads our files, openssl makes certificates, systemd-analyze reads the unit, paho reads our messages,
+# Prometheus's client our counts.
+TEST_PACKAGES := ffmpeg openssl systemd procps python3 python3-paho-mqtt python3-prometheus-client
 # A Debian of its own that boots, for the service; and who judges packages.
 SERVICE_PACKAGES := debootstrap systemd-container dbus ffmpeg lintian python3
 CARGO_DEB := 3.6.0

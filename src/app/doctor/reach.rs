@@ -98,7 +98,7 @@ pub(super) fn model(config: &Config) -> Finding {
         Err(error) => {
             // The sentence says what to do.
             let cure = match &config.model.source {
-                ModelSource::Hub { .. } => "for the service: put HF_TOKEN=... into /etc/palisade/environment",
+                ModelSource::Hub { .. } => "for the service the token is the file /etc/palisade/credentials/hf_token",
                 ModelSource::Folder(_) => "mend model.path",
             };
             Finding::bad("model", error.chain(), cure)

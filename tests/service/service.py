@@ -206,8 +206,11 @@ def demo(machine, service, deb):
     machine.sh(f"cp /usr/share/palisade/demo.toml {CONFIG} && systemctl enable --now palisade", limit=120)
     service.expect("ActiveState", "active")
     status, page = http(machine, "/")
-    if status != 200 or b"street" not in page:
+    if status != 200 or b"<title>" not in page:
         raise Failed(f"the page answers {status}: {page[:300]}")
+    status, cameras = http(machine, "/api/v1/cameras")
+    if status != 200 or [camera["id"] for camera in json.loads(cameras)["cameras"]] != ["street"]:
+        raise Failed(f"the cameras are {status}: {cameras[:300]}")
     until = time.monotonic() + 60
     while True:
         status, picture = http(machine, "/live/street.jpg")
@@ -256,11 +259,16 @@ def journal(machine, service, deb):
     """the journal has its lines with fields"""
     lines = [json.loads(line) for line in machine.sh(f"journalctl -u {UNIT} -o json --no-pager").splitlines()]
     running = [line for line in lines if line.get("MESSAGE") == "running"]
-    wanted = {"PRIORITY", "SYSLOG_IDENTIFIER", "F_MODEL", "F_CAMERAS", "TARGET", "_SYSTEMD_UNIT"}
+    wanted = {"PRIORITY", "SYSLOG_IDENTIFIER", "PALISADE_MODEL", "PALISADE_CAMERAS", "PALISADE_STAGE", "TARGET", "_SYSTEMD_UNIT"}
     if not running or not wanted <= running[-1].keys():
         raise Failed(f"the line has {sorted(running[-1]) if running else None}")
-    if running[-1]["F_CAMERAS"] != "2" or running[-1]["SYSLOG_IDENTIFIER"] != "palisade":
+    said = [running[-1][name] for name in ("PALISADE_CAMERAS", "SYSLOG_IDENTIFIER", "PALISADE_STAGE")]
+    if said != ["2", "palisade", "daemon"]:
         raise Failed(f"the line says {running[-1]}")
+    if len(running) != len({line["_PID"] for line in running}):
+        raise Failed("a line is there twice")
+    if not any(line.get("PALISADE_STAGE") == "source" and line.get("PALISADE_CAMERA") == "street" for line in lines):
+        raise Failed("no line of the sources names its camera and its stage")
 
 
 def noexec(machine, service, deb):

@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-browser test-service deb soak test-arm goldens-drawing lint build quality run-tests run-browser browser packages-demo packages-test packages-arm packages-quality packages-service cargo-deb install model
+.PHONY: help demo crowd test test-browser test-service deb soak test-arm goldens-drawing lint build quality run-tests run-browser browser packages-demo packages-test packages-arm packages-quality packages-service cargo-deb install model
 
 export CARGO_INCREMENTAL ?= 0
 # rustup puts cargo here; a shell that was open before knows nothing of it.
@@ -54,8 +54,12 @@ test: packages-test lint ## everything: formatting, lints, unit, model, end-to-e
 	$(MAKE) --no-print-directory run-tests || status=$$?; \
 	exit $$status
 
-test-browser: packages-test browser build ## the console's pages in Chromium; SCREENSHOTS=folder keeps pictures of them
+test-browser: packages-test browser build ## the console's pages in Chromium, and its API against its description; SCREENSHOTS=folder keeps pictures of them
 	PALISADE=$(PALISADE) $(BROWSER)/bin/python tests/browser/test_console.py
+	PALISADE=$(PALISADE) $(BROWSER)/bin/python tests/browser/fuzz.py
+
+crowd: packages-test browser build ## what 200 viewers of the console cost the cameras, on a machine that does nothing else
+	PALISADE=$(PALISADE) $(BROWSER)/bin/python tests/browser/crowd.py
 
 test-service: packages-service ## the package, installed with apt on a Debian of its own that boots, as a service (as root)
 	@if command -v dpkg-deb >/dev/null && command -v lintian >/dev/null; then \
@@ -116,7 +120,12 @@ run-tests:
 
 # What cannot be installed is said, and never passed over in silence.
 run-browser:
-	@if $(MAKE) --no-print-directory browser; then PALISADE=$(PALISADE) $(BROWSER)/bin/python tests/browser/test_console.py; else \
+	@if $(MAKE) --no-print-directory browser; then \
+		export PALISADE=$(PALISADE); status=0; \
+		$(BROWSER)/bin/python tests/browser/test_console.py || status=$$?; \
+		$(BROWSER)/bin/python tests/browser/fuzz.py || status=$$?; \
+		exit $$status; \
+	else \
 		echo "================================================================================" >&2; \
 		echo "SKIPPED: the tests of the console's pages. Chromium or playwright could not be had;" >&2; \
 		echo "what is missing stands above. On Debian, as root and with a network, they run." >&2; \

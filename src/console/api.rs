@@ -122,7 +122,7 @@ fn order(desk: &Desk, camera: &CameraId, command: Command) -> Said {
     });
     // What is in force is on the board already.
     obeyed?;
-    tracing::info!(%camera, "told over HTTP: {command:?}");
+    tracing::info!(%camera, "told over HTTP: {command}");
     Ok(Json(wire::camera(&known(desk, camera.as_str())?, desk.control)))
 }
 

@@ -2,6 +2,7 @@
 //! refused, with a line in the log; so is each that was obeyed.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::base::error::Result;
@@ -21,6 +22,15 @@ pub enum Command {
     Prompt(Prompt),
     /// To be looked at, or not.
     Detect(bool),
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Prompt(prompt) => write!(f, "prompt {:?}", prompt.text()),
+            Self::Detect(on) => f.write_str(if *on { "detect ON" } else { "detect OFF" }),
+        }
+    }
 }
 
 /// Who obeys.

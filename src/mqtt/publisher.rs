@@ -344,7 +344,7 @@ impl Publisher {
 
     fn obey(&self, camera: &CameraId, command: &Command) {
         match self.command(camera, command) {
-            Ok(_) => tracing::info!(%camera, "told over MQTT: {command:?}"),
+            Ok(_) => tracing::info!(%camera, "told over MQTT: {command}"),
             Err(error) => self.warn("a command over MQTT is refused", &error.chain()),
         }
     }

@@ -428,8 +428,8 @@ fn who_watches_a_camera_that_stays_sees_no_break_and_others_come_and_go() {
     let comes = Viewer::open(&address("new"));
     eventually("the new one is seen", || comes.pictures() > 5);
     eventually("it is there over HTTP", || get("/live/new.jpg").status == 200 && get("/live/new/index.m3u8").status == 200);
-    let page = get("/").text().to_owned();
-    assert!(page.contains("/live/new.mjpeg") && !page.contains("/live/gone"), "{page}");
+    let listed = get("/api/v1/cameras").text().to_owned();
+    assert!(listed.contains("/live/new.mjpeg") && !listed.contains("/live/gone"), "{listed}");
     assert_eq!((get("/live/gone.jpg").status, get("/live/gone/index.m3u8").status), (404, 404));
     // A camera that is begun anew keeps who watches it.
     daemon.reload(&config(&broker, &[stay, played("new", &["car"]).replace("0.25", "0.3")], &more));

@@ -15,6 +15,9 @@ use crate::support::http::{ask, ask_with};
 /// Stands in every secret of these tests.
 const SECRET: &str = "s3cr3t";
 
+/// Who may see everything.
+const TOKEN: &str = "Authorization: Bearer s3cr3t-0123456789abcdef";
+
 /// What the HTTP server is asked for, with the token and without.
 const ADDRESSES: [&str; 12] = [
     "/",
@@ -51,7 +54,9 @@ fn search_files(folder: &Path) {
     for entry in folder.read_dir().unwrap().map(Result::unwrap) {
         match entry.path() {
             path if path.is_dir() => search_files(&path),
-            path => search(&path.display().to_string(), &std::fs::read(&path).unwrap()),
+            path if path.is_file() => search(&path.display().to_string(), &std::fs::read(&path).unwrap()),
+            // The socket of the service manager.
+            _ => {}
         }
     }
 }
@@ -129,11 +134,12 @@ fn no_secret_is_said_published_served_or_written() {
             }
         } else {
             eventually("the broker's refusal", || daemon.log().contains("refused"));
+            let answer = |path: &str| ask(console, &format!("GET {path}"), &[&format!("Host: {console}"), TOKEN]).text().to_owned();
+            eventually("pictures of the camera", || answer("/api/v1/cameras/gate").contains("\"running\""));
         }
-        let token = "Authorization: Bearer s3cr3t-0123456789abcdef";
         let host = format!("Host: {console}");
         for address in ADDRESSES {
-            for headers in [&[host.as_str(), token] as &[&str], &[&host]] {
+            for headers in [&[host.as_str(), TOKEN] as &[&str], &[&host]] {
                 let answer = ask(console, &format!("GET {address}"), headers);
                 search(address, answer.head.as_bytes());
                 search(address, &answer.body);
@@ -149,6 +155,21 @@ fn no_secret_is_said_published_served_or_written() {
             let output = Command::new(PALISADE).args([command, "--config"]).arg(&file).current_dir(work.path()).output().unwrap();
             search(command, &output.stdout);
             search(command, &output.stderr);
+            let told = String::from_utf8_lossy(&output.stdout).into_owned();
+            match command {
+                "doctor" => {
+                    for key in ["console.listen", "output.rtsp.listen"] {
+                        let line = told.lines().find(|line| line.contains(&format!("  {key}: "))).unwrap_or_else(|| panic!("{told}"));
+                        assert!(line.contains("the daemon, it seems"), "{line}");
+                    }
+                }
+                "status" => {
+                    let gate = told.lines().find(|line| line.starts_with("gate ")).unwrap_or_else(|| panic!("{told}"));
+                    assert!(gate.contains(" running ") && gate.ends_with("detect car"), "{told}");
+                    assert!(told.contains(if lets_in { "broker connected" } else { "broker NOT connected" }), "{told}");
+                }
+                _ => {}
+            }
         }
         daemon.signal("TERM");
         daemon.wait(std::time::Duration::from_secs(20));

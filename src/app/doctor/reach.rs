@@ -134,11 +134,15 @@ pub(super) fn broker(config: &Config) -> Option<Finding> {
 
 /// Whether what the daemon is to listen on is free, or the daemon's already.
 pub(super) fn ports(config: &Config) -> Vec<Finding> {
-    let console =
-        config.console.as_ref().map(|console| ("console.listen", console.listen, "GET /healthz HTTP/1.0\r\n\r\n", "HTTP/1.1 200"));
-    let rtsp =
-        config.output.rtsp.as_ref().map(|rtsp| ("output.rtsp.listen", rtsp.listen, "OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n", "RTSP/1.0"));
-    console.into_iter().chain(rtsp).map(|(key, listen, ask, answer)| port_at(key, listen, ask, answer)).collect()
+    let console = config.console.as_ref().map(|console| {
+        let ask = format!("GET /healthz HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", reachable(console.listen));
+        ("console.listen", console.listen, ask, "HTTP/1.1 200")
+    });
+    let rtsp = config.output.rtsp.as_ref().map(|rtsp| {
+        let ask = "OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n".to_owned();
+        ("output.rtsp.listen", rtsp.listen, ask, "RTSP/1.0")
+    });
+    console.into_iter().chain(rtsp).map(|(key, listen, ask, answer)| port_at(key, listen, &ask, answer)).collect()
 }
 
 fn port_at(key: &str, listen: SocketAddr, ask: &str, answer: &str) -> Finding {

@@ -62,9 +62,9 @@ crowd: packages-test browser build ## what 200 viewers of the console cost the c
 	PALISADE=$(PALISADE) $(BROWSER)/bin/python tests/browser/crowd.py
 
 test-service: packages-service ## the package, installed with apt on a Debian of its own that boots, as a service (as root)
-	@if command -v dpkg-deb >/dev/null && command -v lintian >/dev/null; then \
+	@if command -v dpkg-deb >/dev/null && command -v lintian >/dev/null && $(MAKE) --no-print-directory cargo-deb; then \
 		$(MAKE) --no-print-directory deb && lintian --fail-on error $(DEB) && python3 -B tests/service/service.py $(DEB); \
-	else echo "service: SKIPPED, the installed service was not tested: Debian's tools for packages are not here"; fi
+	else echo "service: SKIPPED, the installed service was not tested: Debian's tools for packages, or cargo-deb, are not here"; fi
 
 # Built as the tests build it, so that what was tested is what is packed, and nothing is built twice. Pages, completions and
 # licences are made beside it.

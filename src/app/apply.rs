@@ -20,7 +20,13 @@ impl Daemon {
     pub(super) fn apply(&mut self, Prepared { config, plan }: Prepared, shutdown: &Shutdown) {
         let before = std::mem::replace(&mut self.config, config);
         if plan.is_empty() {
-            tracing::info!("the configuration was read anew; nothing has changed");
+            // Copies of secrets are made by the service manager, at a start.
+            let copies = if std::env::var_os("CREDENTIALS_DIRECTORY").is_some() {
+                "; files in /etc/palisade/credentials are those of the start"
+            } else {
+                ""
+            };
+            tracing::info!("the configuration was read anew; nothing has changed{copies}");
             return;
         }
         self.retire(&plan, shutdown);

@@ -75,6 +75,8 @@ pub(super) struct Daemon {
     mqtt: Option<Mqtt>,
     history: Option<History>,
     pulses: Pulses,
+    /// The service manager was told that a stage hangs.
+    late: bool,
     /// What is in force.
     pub(super) config: Config,
     annotator: Annotator,
@@ -131,7 +133,22 @@ impl Daemon {
             cameras.insert(camera.id.clone(), Camera { putter, running });
         }
         let (model, retired, reading) = (model.name().to_owned(), Vec::new(), None);
-        Ok(Self { cameras, retired, wiring, drafts, workers, results, mqtt, history, pulses, config, annotator, model, reading })
+        Ok(Self {
+            cameras,
+            retired,
+            wiring,
+            drafts,
+            workers,
+            results,
+            mqtt,
+            history,
+            pulses,
+            late: false,
+            config,
+            annotator,
+            model,
+            reading,
+        })
     }
 
     pub(super) fn results(&self) -> &Results {
@@ -167,7 +184,8 @@ impl Daemon {
                 shutdown.trigger();
                 return Err(Error::new(Kind::Pipeline, sick));
             }
-            if self.reading.is_none() && self.running().all(Running::is_finished) {
+            // Without any there is nothing to come to an end: they are disabled, or could not be begun.
+            if self.reading.is_none() && self.running().next().is_some() && self.running().all(Running::is_finished) {
                 tracing::info!("every source has come to its end");
                 return Ok(());
             }
@@ -183,10 +201,16 @@ impl Daemon {
 
     /// Tells the service manager that every stage goes on. Where one hangs it is told which, and no more that all is well: it
     /// then starts the daemon anew.
-    fn beat(&self) {
+    fn beat(&mut self) {
         match self.pulses.late(Instant::now()) {
-            None => systemd::alive(),
+            None => {
+                systemd::alive();
+                if std::mem::take(&mut self.late) {
+                    systemd::status(&self.title());
+                }
+            }
             Some(late) => {
+                self.late = true;
                 tracing::error!("{late}; only a new start mends that");
                 systemd::status(&format!("{}; {late}", self.title()));
             }

@@ -38,6 +38,9 @@ const TICK: Duration = Duration::from_millis(500);
 /// What is done with the answers of a batch, drawing included, is done by then.
 const LONGEST: Duration = Duration::from_secs(120);
 
+/// Changes that may wait for the thread: some for each camera.
+const ORDERS: usize = 1024;
+
 /// How long a change of what is followed may take to be taken in: the thread may be amid the answers of a batch.
 const TAKEN_IN: Duration = Duration::from_secs(5);
 
@@ -108,7 +111,7 @@ impl Results {
         metrics: &Metrics,
     ) -> Result<Self> {
         let (cut, until) = bounded::<()>(0);
-        let (orders, changes) = bounded(1);
+        let (orders, changes) = bounded(ORDERS);
         let ticks = tick(TICK);
         let mut step =
             Step { fanout, annotator, followed, told, metrics: metrics.clone(), seqs: HashMap::new(), portraits: Portraits::default() };
@@ -173,12 +176,15 @@ impl Results {
         self.order(camera, None);
     }
 
-    /// Returns once it is done, or the thread does not come round to it.
+    /// Returns once it is done, or the thread does not come round to it: then it will be, and the next ones are not waited for.
     fn order(&self, camera: &CameraId, followed: Option<Followed>) {
         let (done, taken) = bounded(1);
         let order = Order { camera: camera.clone(), followed, done };
-        if self.orders.send_timeout(order, TAKEN_IN).is_err() || taken.recv_timeout(TAKEN_IN).is_err() {
-            tracing::error!("a change of cameras is not taken in yet: the thread that deals with answers is at something else");
+        let idle = self.orders.is_empty();
+        if self.orders.try_send(order).is_err() {
+            tracing::error!(%camera, "a change of it is not taken in: the thread that deals with answers has come round to none for long");
+        } else if idle && taken.recv_timeout(TAKEN_IN).is_err() {
+            tracing::warn!(%camera, "a change of it is not taken in yet: the thread that deals with answers is at something else");
         }
     }
 

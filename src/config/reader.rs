@@ -32,6 +32,9 @@ impl fmt::Display for Fault {
     }
 }
 
+/// Who has made so many mistakes mends some before the others are of interest.
+const MOST_FAULTS: usize = 300;
+
 /// The document's text and the faults found in it so far.
 pub(super) struct Document<'a> {
     text: &'a str,
@@ -48,7 +51,15 @@ impl<'a> Document<'a> {
         self.fault(Sort::Syntax, offset, format!("not TOML: {message}"));
     }
 
+    /// Whether no more faults are told of. Finding the line of one takes a look at all before it.
+    fn is_full(&self) -> bool {
+        self.faults.borrow().len() >= MOST_FAULTS
+    }
+
     fn fault(&self, sort: Sort, offset: usize, message: String) {
+        if self.is_full() {
+            return;
+        }
         let before = self.text.get(..offset).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
         self.faults.borrow_mut().push((sort, Fault { line, message }));
@@ -306,6 +317,9 @@ impl<'d, 'a> Section<'d, 'a> {
             let key = name.get_ref().as_ref();
             if self.known.contains(key) {
                 continue;
+            }
+            if self.document.is_full() {
+                return;
             }
             let hint = match nearest(key, self.known.iter().copied()) {
                 Some(known) => format!("; did you mean {known}?"),

@@ -175,7 +175,12 @@ impl Board {
 
     /// A camera that there is no longer.
     pub fn remove(&self, camera: &CameraId) {
-        self.lock().cameras.remove(camera);
+        let mut state = self.lock();
+        state.cameras.remove(camera);
+        state.version += 1;
+        let version = state.version;
+        drop(state);
+        self.0.changed.send_replace(version);
     }
 
     /// Where a camera's source looks; `None` where there is no such camera.
@@ -341,6 +346,8 @@ pub struct Listener {
 pub struct News {
     /// Cameras that are other than when they were last told of.
     pub cameras: Vec<Now>,
+    /// Cameras that there are no longer.
+    pub gone: Vec<CameraId>,
     /// Objects, in the order of their newest events.
     pub objects: Vec<Arc<Entry>>,
     /// When a camera that has changed may be told of.
@@ -357,7 +364,8 @@ impl Listener {
     pub fn news(&mut self, at: Instant, pace: Duration) -> News {
         self.changed.borrow_and_update();
         let state = self.board.lock();
-        let mut news = News::default();
+        let gone = self.cameras.keys().filter(|id| !state.cameras.contains_key(*id)).cloned().collect();
+        let mut news = News { gone, ..News::default() };
         self.cameras.retain(|id, _| state.cameras.contains_key(id));
         for (id, card) in &state.cameras {
             match self.cameras.get(id) {

@@ -25,7 +25,7 @@ use crate::console::reply::Refusal;
 use crate::console::wire;
 use crate::detect::Reply;
 use crate::mqtt::payload;
-use crate::types::Prompt;
+use crate::types::{CameraState, Prompt};
 
 /// A request's body, bytes; and room for what stands around the picture in it.
 pub const BODY: usize = MOST + AROUND;
@@ -163,7 +163,11 @@ fn decode(bytes: &[u8]) -> Result<RgbImage, Refusal> {
 
 /// A camera's next picture.
 async fn current(desk: &Desk, id: &str) -> Result<Arc<RgbImage>, Refusal> {
-    let camera = known(desk, id)?.watched.id;
+    let now = known(desk, id)?;
+    if now.status.state != CameraState::Running {
+        return Err(Refusal::soon(format!("there is no picture of {id} now: its state is {}", now.status.state.name())));
+    }
+    let camera = now.watched.id;
     let none = || Refusal::soon("there is no picture of this camera now");
     let picture = desk.screens.back.board.picture(&camera).ok_or_else(none)?;
     let mut stopping = desk.stopping.clone();

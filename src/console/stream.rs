@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 
@@ -62,10 +62,11 @@ impl Teller {
     }
 
     fn text(&self, news: &News) -> String {
+        let gone = news.gone.iter().map(|id| event("gone", &json!({"id": id.as_str()})));
         let cameras = news.cameras.iter().map(|now| event("camera", &wire::camera(now, self.desk.control)));
         let back = &self.desk.screens.back;
         let objects = news.objects.iter().map(|entry| event("object", &wire::object(entry, back.told(entry))));
-        cameras.chain(objects).collect()
+        gone.chain(cameras).chain(objects).collect()
     }
 }
 

@@ -76,6 +76,13 @@ pub(super) fn folders(config: &Config) -> Vec<Finding> {
     if let Some(gallery) = &config.gallery {
         kept.push(("events.snapshots.dir", gallery.dir.clone(), gallery.keep_bytes));
     }
+    if let Some(history) = &config.history {
+        let folder = history.file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        kept.push(("events.database", folder.to_owned(), 0));
+    }
+    if let Some(console) = config.console.as_ref().filter(|console| console.control && config.mqtt.is_none()) {
+        kept.push(("console.state_dir", console.state_dir.clone(), 0));
+    }
     if let Some(snapshots) = &config.output.snapshots {
         kept.push(("output.snapshots.dir", snapshots.dir.clone(), 0));
     }

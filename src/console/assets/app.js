@@ -197,7 +197,7 @@ const SILENT = 20_000;
 const UNSEEN = 30_000;
 
 /**
- * The stream of events, for as long as the page is seen. `handlers` has `camera`, `object`, and `state`, which is told `open`, `lost`
+ * The stream of events, for as long as the page is seen. `handlers` has `camera`, `gone`, `object`, and `state`, which is told `open`, `lost`
  * or `wait`, and `again` when a connection is back.
  */
 export function subscribe(handlers) {
@@ -249,7 +249,7 @@ export function subscribe(handlers) {
     source.onerror = () => {
       if (source?.readyState === CLOSED || state === "open") lost();
     };
-    for (const kind of ["camera", "object"]) {
+    for (const kind of ["camera", "gone", "object"]) {
       source.addEventListener(kind, (event) => {
         heard = Date.now();
         let data;

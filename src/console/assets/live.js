@@ -315,7 +315,13 @@ function thumbnail(place, object) {
   image.alt = "";
   image.decoding = "async";
   image.onload = () => place.replaceChildren(image);
-  image.onerror = bare;
+  // An event may be here before it is written down.
+  let again = true;
+  image.onerror = () => {
+    bare();
+    if (again) setTimeout(() => (image.src = `${object.snapshot}?v=${now().toString(36)}`), 2000);
+    again = false;
+  };
   image.src = `${object.snapshot}?v=${now().toString(36)}`;
   if (!place.firstChild) bare();
 }
@@ -349,12 +355,25 @@ function show(camera) {
   summary();
 }
 
+function forget(id) {
+  const card = cards.get(id);
+  if (!card) return;
+  card.gone();
+  cards.delete(id);
+  place.classList.toggle("one", cards.size === 1);
+  if (cards.size === 0) nobody();
+  else {
+    plan();
+    summary();
+  }
+}
+
 function nobody() {
   document.getElementById("sum").textContent = "No camera yet";
   const toml = '[[camera]]\nid = "gate"\nuri = "rtsp://192.168.1.20:554/h264"\nprompt = "detect person; car"';
   place.classList.add("one");
   place.replaceChildren(el("div", { class: "card empty" }, icon("camera"), el("h2", { text: "There is no camera to watch" }),
-    el("p", { text: "Cameras stand in the configuration file. Add one, check the file with palisade check, and start palisade anew:" }), el("pre", { text: toml })));
+    el("p", { text: "Cameras stand in the configuration file. Add one, check the file with palisade check, then systemctl reload palisade:" }), el("pre", { text: toml })));
 }
 
 async function begin() {
@@ -380,6 +399,7 @@ async function begin() {
 await begin();
 subscribe({
   camera: show,
+  gone: ({ id }) => forget(id),
   object: (object) => cards.get(object.camera)?.happened(object),
   again: async () => {
     await begin();

@@ -70,6 +70,9 @@ fn who_listens_is_told_of_all_cameras_first_then_of_changes_at_its_pace() {
     board.objects(&id("street"), [track("a")].iter());
     assert_eq!(names(&listener.news(begin + 9 * PACE, PACE)), (vec![], vec![]), "as before");
     board.remove(&id("street"));
+    let last = listener.news(begin + PACE * 2, PACE);
+    assert_eq!((last.gone.as_slice(), names(&last)), ([id("street")].as_slice(), (vec![], vec![])));
+    assert!(listener.news(begin + PACE * 3, PACE).gone.is_empty());
     board.status(&board.camera("yard").unwrap().status);
     assert_eq!(names(&listener.news(begin + 18 * PACE, PACE)), (vec!["yard"], vec![]));
     assert!(board.camera("street").is_none() && board.lens(&id("street")).is_none());

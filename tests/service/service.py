@@ -296,8 +296,19 @@ def reloads(machine, service, deb):
     pid, since = service.show("MainPID"), service.cursor()
     listener = Listener(machine, "palisade/#")
     try:
-        before = listener.next("detections of street", detection("street"))
-        listener.next("detections of yard", detection("yard"))
+        # The daemon may just have been started: the state of a camera may come behind its first detections.
+        stands, found = {}, {}
+
+        def settled(topic, payload, retained):
+            _, camera, what = (topic.split("/") + ["", ""])[:3]
+            if what == "status":
+                stands[camera] = json.loads(payload)["state"]
+            if what == "detections":
+                found[camera] = json.loads(payload)
+            return {"street", "yard"} <= found.keys() and all(stands.get(camera) == "running" for camera in ("street", "yard"))
+
+        listener.next("both cameras running and looked at", settled)
+        before = found["street"]
         listener.waiting()
         machine.write(CONFIG, config(yard_interval="1.0").replace('["person", "car"]', '["person", "dog"]'))
         service.ctl("reload", limit=60)

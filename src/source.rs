@@ -39,6 +39,7 @@ use crate::types::{CameraStatus, Encoded, Frame, Luma, TimeSource};
 use event::Board;
 use supervisor::Hanging;
 
+pub use fault::package_of;
 pub use fragment::check_fragment;
 pub use pool::Decoders;
 pub use trust::check_ca;

@@ -14,6 +14,7 @@ use crate::base::clock::Utc;
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::base::redact::ExposeSecret;
 use crate::config::ConsoleConfig;
+use crate::mqtt::tail::printable;
 
 /// For an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -81,14 +82,14 @@ fn table(cameras: &[Value], now: Utc) -> String {
         let reason = number.checked_sub(1).and_then(|camera| cameras[camera]["reason"].as_str());
         writeln!(text, "{}", cells.join("  ").trim_end()).ok();
         reason.into_iter().for_each(|reason| {
-            writeln!(text, "  {}", line(reason)).ok();
+            writeln!(text, "  {}", printable(reason)).ok();
         });
     }
     text.trim_end().to_owned()
 }
 
 fn row(camera: &Value, now: Utc) -> [String; 8] {
-    let text = |key: &str| line(camera[key].as_str().unwrap_or("-"));
+    let text = |key: &str| printable(camera[key].as_str().unwrap_or("-"));
     let number = |value: &Value, unit: &str| value.as_f64().map_or_else(|| "-".to_owned(), |number| format!("{number:.1}{unit}"));
     let since =
         camera["since"].as_str().and_then(Utc::from_rfc3339).map_or_else(|| "-".to_owned(), |since| span(now.epoch() - since.epoch()));
@@ -97,16 +98,11 @@ fn row(camera: &Value, now: Utc) -> [String; 8] {
         .into_iter()
         .flatten()
         .filter(|(_, count)| count.as_u64() != Some(0))
-        .map(|(label, count)| format!("{count} {}", line(label)))
+        .map(|(label, count)| format!("{count} {}", printable(label)))
         .collect();
     let objects = if counts.is_empty() { "-".to_owned() } else { counts.join(", ") };
     let latency = number(&camera["latency_ms"]["total"], " ms");
     [text("id"), text("state"), since, number(&camera["fps"], ""), number(&camera["looks_per_s"], ""), latency, objects, text("prompt")]
-}
-
-/// Without what would move a terminal's cursor.
-fn line(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 
 /// Seconds as the largest unit that fits: `40 s`, `12 min`, `3 h`, `5 d`.

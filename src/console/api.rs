@@ -127,16 +127,16 @@ fn order(desk: &Desk, camera: &CameraId, command: Command) -> Said {
 }
 
 async fn object(desk: &Desk, body: Body) -> Result<Value, Refusal> {
-    let bytes = read(body, COMMAND, desk.limits.body).await?;
+    let bytes = read(body, "", COMMAND, desk.limits.body).await?;
     serde_json::from_slice(&bytes).map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("the request's body is no JSON: {error}")))
 }
 
-/// A request's body.
-pub async fn read(body: Body, most: usize, within: Duration) -> Result<Bytes, Refusal> {
+/// A request's body; `what` it must be, for who sends another one.
+pub async fn read(body: Body, what: &str, most: usize, within: Duration) -> Result<Bytes, Refusal> {
     match tokio::time::timeout(within, to_bytes(body, most)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(_)) => {
-            let sentence = format!("the request's body did not come whole; must be {most} bytes at most");
+            let sentence = format!("the request's body did not come whole; must be {what}{most} bytes at most");
             Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence))
         }
         Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request's body did not come in time")),
@@ -145,7 +145,7 @@ pub async fn read(body: Body, most: usize, within: Duration) -> Result<Bytes, Re
 
 /// Whether a configuration holds; nothing is changed by it.
 pub async fn check(State(desk): State<Desk>, body: Body) -> Said {
-    let text = read(body, CONFIG, desk.limits.body).await?;
+    let text = read(body, "", CONFIG, desk.limits.body).await?;
     let text =
         String::from_utf8(text.into()).map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "a configuration must be text in UTF-8"))?;
     let judge = desk.screens.back.check.clone();

@@ -83,8 +83,7 @@ fn read(query: &str) -> Result<Query, Refusal> {
     let wrong = |sentence: &str| Refusal::new(StatusCode::BAD_REQUEST, sentence.to_owned());
     let mut read = Query { limit: USUAL, ..Query::default() };
     for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
-        let spaced = value.replace('+', " ");
-        let value = percent_decode_str(&spaced).decode_utf8().map_err(|_| wrong("the query is no text in UTF-8"))?.into_owned();
+        let value = decoded(value).ok_or_else(|| wrong("the query is no text in UTF-8"))?;
         if value.is_empty() {
             continue;
         }
@@ -111,6 +110,12 @@ fn read(query: &str) -> Result<Query, Refusal> {
         }
     }
     Ok(read)
+}
+
+/// A value of a query or a form, as browsers write them; `None` where it is no text.
+pub fn decoded(value: &str) -> Option<String> {
+    let spaced = value.replace('+', " ");
+    Some(percent_decode_str(&spaced).decode_utf8().ok()?.into_owned())
 }
 
 /// A file that is there, as it was when it was opened. One that is still being written is a whole one up to there.

@@ -44,7 +44,7 @@ pub const COUNTS: [Count; 74] = [
     Count("frames_failed", "frames_failed", "camera", "Frames that could not be looked at."),
     Count("frames_gated", "frames_gated", "camera", "Frames that were due and not looked at, for nothing moved."),
     Count("frames_in", "frames_in", "camera", "Pictures that the camera sent."),
-    Count("frames_sampled", "frames_sampled", "camera", "Frames that were due for a look."),
+    Count("frames_sampled", "frames_sampled", "camera", "Frames that were due for a look, and pictures for the playground."),
     Count("frames_skipped", "frames_skipped", "camera", "Pictures that no decoder came round to."),
     Count("history_damaged", "history_files_damaged", "", "Files of the history of objects that were damaged and moved aside."),
     Count("history_dropped", "history_events_dropped", "", "Events that found no room on their way to the history."),

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use axum::body::to_bytes;
 use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
-use percent_encoding::percent_decode_str;
 
 use crate::console::Desk;
+use crate::console::api::read;
+use crate::console::events::decoded;
 use crate::console::guard::{Local, cookie};
 use crate::console::reply::Refusal;
 
@@ -29,13 +29,9 @@ pub async fn ask(State(desk): State<Desk>) -> Response {
 /// A token that was typed in.
 pub async fn login(State(desk): State<Desk>, Extension(Local(local)): Extension<Local>, request: Request) -> Response {
     let human = wants_page(request.headers());
-    let token = match tokio::time::timeout(desk.limits.body, to_bytes(request.into_body(), MOST)).await {
-        Ok(Ok(body)) => field(&body, "token"),
-        Ok(Err(_)) => {
-            let sentence = format!("the request's body did not come whole; must be token=TOKEN in {MOST} bytes at most");
-            return Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence).into_response();
-        }
-        Err(_) => return Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request's body did not come in time").into_response(),
+    let token = match read(request.into_body(), "token=TOKEN in ", MOST, desk.limits.body).await {
+        Ok(body) => field(&body, "token"),
+        Err(refusal) => return refusal.into_response(),
     };
     if !desk.guard.is_closed() {
         return Refusal::new(StatusCode::NOT_FOUND, "there is no token to log in with; console.token_file sets one").into_response();
@@ -101,6 +97,5 @@ fn wants_page(headers: &HeaderMap) -> bool {
 fn field(body: &[u8], name: &str) -> Option<String> {
     let text = std::str::from_utf8(body).ok()?;
     let (_, value) = text.trim_end().split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)?;
-    let spaced = value.replace('+', " ");
-    Some(percent_decode_str(&spaced).decode_utf8().ok()?.into_owned())
+    decoded(value)
 }

@@ -1,5 +1,5 @@
 //! `POST /api/v1/detect`: a picture of one's own, or a camera's of this moment, and a prompt through the model. Behind the cameras, and
-//! counted for none.
+//! counted for none but in `frames_sampled`.
 
 use std::sync::Arc;
 use std::time::Duration;

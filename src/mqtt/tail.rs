@@ -17,7 +17,7 @@ use crate::mqtt::Patience;
 use crate::mqtt::trouble::{Trouble, Waits};
 use crate::mqtt::wire::{self, Event, Events, MAX_PACKET, Options};
 
-pub use line::{Heard, object};
+pub use line::{Heard, object, printable};
 
 /// How often the stop flag is looked at.
 const TICK: Duration = Duration::from_millis(100);

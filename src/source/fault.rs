@@ -154,8 +154,13 @@ pub fn package_for(media: &str) -> &'static str {
 /// The Debian package of an element this program asks for by name.
 pub fn package_of(element: &str) -> &'static str {
     match element {
-        "filesrc" | "appsink" | "clocksync" | "capsfilter" | "parsebin" => "gstreamer1.0-plugins-base",
-        "h264parse" | "h265parse" | "mpegvideoparse" | "mpeg4videoparse" | "av1parse" => "gstreamer1.0-plugins-bad",
+        "filesrc" | "appsink" | "appsrc" | "clocksync" | "capsfilter" | "parsebin" | "videoconvert" | "videoscale" => {
+            "gstreamer1.0-plugins-base"
+        }
+        "h264parse" | "h265parse" | "mpegvideoparse" | "mpeg4videoparse" | "av1parse" | "mpegtsmux" | "tsdemux" | "rtmp2sink"
+        | "srtsink" => "gstreamer1.0-plugins-bad",
+        "avdec_h264" | "avdec_h265" => "gstreamer1.0-libav",
+        "x264enc" => "gstreamer1.0-plugins-ugly",
         _ => "gstreamer1.0-plugins-good",
     }
 }

@@ -7,26 +7,8 @@ use crate::base::redact::ExposeSecret;
 use crate::config::{CameraConfig, Config, DecoderKind, EncoderKind, Input, Record, RtspVideo};
 use crate::source;
 
-const BASE: &str = "gstreamer1.0-plugins-base";
-const GOOD: &str = "gstreamer1.0-plugins-good";
-const MORE: &str = "gstreamer1.0-plugins-bad";
-const UGLY: &str = "gstreamer1.0-plugins-ugly";
-const LIBAV: &str = "gstreamer1.0-libav";
-
-/// An element and its package.
-type Need = (&'static str, &'static str);
-
 /// What every camera's pictures go through.
-const DECODING: &[Need] = &[
-    ("appsink", BASE),
-    ("videoconvert", BASE),
-    ("videoscale", BASE),
-    ("h264parse", MORE),
-    ("h265parse", MORE),
-    ("avdec_h264", LIBAV),
-    ("avdec_h265", LIBAV),
-    ("jpegdec", GOOD),
-];
+const DECODING: &[&str] = &["appsink", "videoconvert", "videoscale", "h264parse", "h265parse", "avdec_h264", "avdec_h265", "jpegdec"];
 
 /// What encodes video on the processor; one is enough.
 const ENCODERS: [&str; 2] = ["x264enc", "openh264enc"];
@@ -46,13 +28,14 @@ const HARDWARE_ENCODERS: [(EncoderKind, &str, &[&str]); 3] = [
 /// What is missing.
 pub(super) fn look(config: &Config) -> Vec<Finding> {
     let mut lacking: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for (element, package) in needs(config) {
+    let mut lacks = |element| lacking.entry(source::package_of(element)).or_default().insert(element);
+    for element in needs(config) {
         if !source::has_element(element) {
-            lacking.entry(package).or_default().insert(element);
+            lacks(element);
         }
     }
     if encodes(config) && !ENCODERS.iter().any(|name| source::has_element(name)) {
-        lacking.entry(UGLY).or_default().insert(ENCODERS[0]);
+        lacks(ENCODERS[0]);
     }
     let encrypted = config.cameras.iter().any(|camera| scheme(camera).is_some_and(|scheme| matches!(scheme, "rtsps" | "https")));
     if encrypted && !source::has_tls() {
@@ -107,51 +90,51 @@ fn encodes(config: &Config) -> bool {
     output.file.is_some() || output.rtsp.is_some() || !output.push.is_empty() || config.console.is_some()
 }
 
-fn needs(config: &Config) -> Vec<Need> {
+fn needs(config: &Config) -> Vec<&'static str> {
     let mut needs = DECODING.to_vec();
     for camera in &config.cameras {
         needs.extend_from_slice(of_camera(camera));
         if camera.record == Record::Events {
-            needs.push(("mp4mux", GOOD));
+            needs.push("mp4mux");
         }
     }
     let output = &config.output;
-    if output.file.is_some() {
-        needs.push(("mp4mux", GOOD));
+    if let Some(file) = &output.file {
+        needs.push(if file.is_mkv() { "matroskamux" } else { "mp4mux" });
     }
     if let Some(rtsp) = &output.rtsp {
-        needs.push(("rtph264pay", GOOD));
+        needs.push("rtph264pay");
         if rtsp.video == RtspVideo::Live {
-            needs.push(("appsrc", BASE));
+            needs.push("appsrc");
         }
     }
     if config.console.is_some() {
-        needs.extend_from_slice(&[("jpegenc", GOOD), ("mpegtsmux", MORE)]);
+        needs.extend_from_slice(&["jpegenc", "mpegtsmux"]);
     }
     for push in &output.push {
         needs.extend_from_slice(if push.uri.expose_secret().starts_with("srt://") {
-            &[("mpegtsmux", MORE), ("srtsink", MORE)]
+            &["mpegtsmux", "srtsink"]
         } else {
-            &[("flvmux", GOOD), ("rtmp2sink", MORE)]
+            &["flvmux", "rtmp2sink"]
         });
     }
     if !output.v4l2.is_empty() {
-        needs.push(("v4l2sink", GOOD));
+        needs.push("v4l2sink");
     }
     needs
 }
 
-fn of_camera(camera: &CameraConfig) -> &'static [Need] {
+fn of_camera(camera: &CameraConfig) -> &'static [&'static str] {
     let (Some(scheme), Input::Uri(uri)) = (scheme(camera), &camera.input) else { return &[] };
     let ending = uri.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
     match (scheme, ending.as_str()) {
-        ("rtsp" | "rtsps", _) => &[("rtspsrc", GOOD), ("rtph264depay", GOOD), ("rtph265depay", GOOD)],
-        ("http" | "https", _) => &[("souphttpsrc", GOOD), ("multipartdemux", GOOD)],
-        ("v4l2", _) => &[("v4l2src", GOOD)],
-        ("file", "mp4" | "mov" | "m4v") => &[("qtdemux", GOOD)],
-        ("file", "mkv" | "webm") => &[("matroskademux", GOOD)],
-        ("file", "avi") => &[("avidemux", GOOD)],
-        ("file", "ts" | "m2ts") => &[("tsdemux", MORE)],
+        ("rtsp" | "rtsps", _) => &["rtspsrc", "rtph264depay", "rtph265depay"],
+        ("http" | "https", _) => &["souphttpsrc", "multipartdemux"],
+        ("v4l2", _) => &["v4l2src"],
+        ("file", "mp4" | "mov" | "m4v") => &["qtdemux"],
+        ("file", "mkv" | "webm") => &["matroskademux"],
+        ("file", "avi") => &["avidemux"],
+        ("file", "ts" | "m2ts") => &["tsdemux"],
         _ => &[],
     }
 }

@@ -99,7 +99,8 @@ fn event(value: &Value) -> String {
     format!("{} {}{zones} ({}) track {}", word("type"), object(value), word("reason"), word("track_id"))
 }
 
-fn printable(line: &str) -> String {
+/// Without what would move a terminal's cursor.
+pub fn printable(line: &str) -> String {
     line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
